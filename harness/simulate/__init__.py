@@ -1,0 +1,12 @@
+"""vLLM V1's scheduler and block pool without vLLM: what a load does to a pool, in counts.
+
+``simulate(load, limits)`` answers with the same figures that a real run yields. What is modelled: first
+come first served, chunked prefill, the token budget, ``max_num_seqs``, admission by the whole input,
+preemption by recomputation, prefix caching among unrelated prompts, one full-attention group,
+synchronous scheduling. What is not modelled is refused where the scenario is read.
+"""
+
+from harness.simulate.pool import BlockPool
+from harness.simulate.scheduler import Limits, Point, Simulation, simulate
+
+__all__ = ["BlockPool", "Limits", "Point", "Simulation", "simulate"]
