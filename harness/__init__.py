@@ -20,7 +20,7 @@ _HOME = {
     "parse_scenario": "harness.scenario",
     "Scenario": "harness.scenario",
     "predict": "harness.predict",
-    "load_run": "harness.frames",
+    "load_run": "harness.report.tables",
     "Account": "harness.ledger",
     "Ledger": "harness.ledger",
     "LoadfitError": "harness.errors",

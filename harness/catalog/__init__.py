@@ -1,0 +1,235 @@
+"""Facts by name: GPUs, models, number formats, engine defaults. Data files with sources, one lookup each.
+
+A name is looked up without regard to case, then among the aliases. An unknown name is an error that
+names the nearest known one; it is never taken for another.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UsageError, nearest
+from harness.units import GIB
+
+DEFAULT_VLLM = "0.33"
+_FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU. Bytes, bytes/s, FLOP/s (dense); None: no source was found.
+
+    ``memory_bytes`` is NVML's total (what nvidia-smi prints), ``cuda_total_bytes`` what CUDA sees: the
+    figure that vLLM multiplies by ``gpu_memory_utilization``.
+    """
+
+    name: str
+    title: str
+    memory_bytes: int
+    aliases: tuple[str, ...] = ()
+    memory_source: str = ""
+    cuda_total_bytes: int | None = None
+    cuda_total_source: str | None = None
+    bandwidth_bytes_per_s: int | None = None
+    bf16_flops: int | None = None
+    fp8_flops: int | None = None
+    compute_capability: str | None = None
+    multiprocessors: int | None = None
+    multiprocessors_source: str | None = None
+    sources: tuple[str, ...] = ()
+    notes: str = ""
+
+
+@dataclass(frozen=True)
+class WeightFormat:
+    """How a quantized linear layer is stored. ``bits`` is None for ``auto`` only.
+
+    ``scale_per``: "group" (``group_size`` weights of one row share a scale), "channel" (one scale for each
+    output channel) or None. ``dtype`` is set for the formats that are a plain number type.
+    """
+
+    name: str
+    bits: int | None = None
+    dtype: str | None = None
+    scale_bits: int = 0
+    zero_point_bits: int = 0
+    scale_per: str | None = None
+    group_size: int | None = None
+    source: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class EngineDefaults:
+    """What one vLLM version's server does where nothing is given, and how it counts."""
+
+    vllm: str
+    gpu_memory_utilization: float
+    block_size: int
+    cpu_block_size: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    model_runner: str  # "v1", "v2" or "either": which of the two is taken depends on the model
+    sampler_bytes_per_logit: int  # of Model Runner V1's profile, beside the logits themselves
+    triton_top_k: bool
+    non_torch_one_rank_gib: float
+    graphs_in_budget: bool
+    one_line_kv_log: bool
+    tokens_by_concurrency: bool
+
+
+@cache
+def _data(file: str) -> Any:
+    return json.loads((_FOLDER / file).read_text(encoding="utf-8"))
+
+
+def _unknown(kind: str, name: str, known: Iterable[str], command: str) -> UsageError:
+    shown = name if len(name) <= 80 else name[:77] + "..."
+    return UsageError(f"unknown {kind} {shown!r}{nearest(name, known)} (`bench {command}` lists them)")
+
+
+# -- GPUs ------------------------------------------------------------------------------------------
+
+
+@cache
+def gpus() -> tuple[Gpu, ...]:
+    """All GPUs of the catalogue, smallest memory first."""
+    rows = [Gpu(**{**row, "aliases": tuple(row["aliases"]), "sources": tuple(row["sources"])}) for row in
+            _data("gpus.json")["gpus"]]  # fmt: skip
+    return tuple(sorted(rows, key=lambda g: (g.memory_bytes, g.name)))
+
+
+@cache
+def _gpu_names() -> dict[str, Gpu]:
+    return {alias.lower(): g for g in gpus() for alias in (g.name, g.title, *g.aliases)}
+
+
+def gpu(name: str) -> Gpu:
+    """The GPU called ``name`` (or one of its aliases). Raises UsageError for an unknown one."""
+    plain = name.strip().lower()
+    found = _gpu_names().get(plain)
+    if found is not None:
+        return found
+    # "a100" names four cards that differ in memory: ask, don't guess.
+    kin = [g.name for g in gpus() if g.name.startswith(plain + "-")]
+    if kin:
+        raise UsageError(f"unknown GPU {plain!r}: say which of {', '.join(kin)} (`bench gpus` lists them)")
+    raise _unknown("GPU", name, [g.name for g in gpus()], "gpus")
+
+
+# -- models ----------------------------------------------------------------------------------------
+
+
+@cache
+def _model_index() -> dict[str, str]:
+    models = _data("models.json")["models"]
+    return {alias.lower(): name for name, m in models.items() for alias in (name, *m["aliases"])}
+
+
+def model_names() -> tuple[str, ...]:
+    """The models of the catalogue, as their hub names them."""
+    return tuple(_data("models.json")["models"])
+
+
+def knows_model(name: str) -> bool:
+    """Whether :func:`model_config` has ``name``."""
+    return name.strip().lower() in _model_index()
+
+
+def model_config(name: str) -> dict[str, Any]:
+    """The config of the model called ``name``, with the keys of its config.json. Raises UsageError."""
+    key = _model_index().get(name.strip().lower())
+    if key is None:
+        raise _unknown("model", name, model_names(), "models")
+    return dict(_data("models.json")["models"][key]["config"])
+
+
+def model_source(name: str) -> str:
+    """The address of the config that :func:`model_config` repeats. Raises UsageError."""
+    key = _model_index().get(name.strip().lower())
+    if key is None:
+        raise _unknown("model", name, model_names(), "models")
+    return str(_data("models.json")["models"][key]["source"])
+
+
+# -- number formats --------------------------------------------------------------------------------
+
+_GROUPED = re.compile(r"(.+?)-g(\d{1,6})")
+_KEYS = {f.name for f in fields(WeightFormat)}
+
+
+def weight_format_names() -> tuple[str, ...]:
+    """The formats that :func:`weight_format` knows; a 4-bit one may carry ``-gN`` at its end."""
+    return tuple(_data("formats.json")["formats"])
+
+
+def weight_format(name: str) -> WeightFormat:
+    """The format called ``name``: ``bf16``, ``fp8``, ``awq-int4-g128``. Raises UsageError."""
+    formats = _data("formats.json")["formats"]
+    plain = name.strip().lower()
+    grouped = _GROUPED.fullmatch(plain)
+    base, group = (grouped[1], int(grouped[2])) if grouped else (plain, None)
+    row = formats.get(base)
+    if row is None or (group is not None and "group_size" not in row):
+        raise UsageError(
+            f"unknown weight format {name[:80]!r}{nearest(base, formats)} (known: {', '.join(formats)}; "
+            "a 4-bit format may end in its group size, such as awq-int4-g128)"
+        )
+    if group is not None and not 8 <= group <= 4096:
+        raise UsageError(f"weight format {name[:80]!r}: a group holds 8 to 4096 weights")
+    known = {k: v for k, v in row.items() if k in _KEYS}
+    return WeightFormat(**{**known, "name": plain, **({"group_size": group} if group else {})})
+
+
+# -- engines ---------------------------------------------------------------------------------------
+
+
+def version_key(version: str) -> tuple[int, ...]:
+    """``"0.32.1"`` -> (0, 32, 1), for comparing. Raises UsageError on anything else."""
+    if not re.fullmatch(r"\d{1,6}(\.\d{1,6}){1,2}", version):
+        raise UsageError(f"vLLM version {version[:40]!r} is not of the form '0.33' or '0.32.0'")
+    return tuple(map(int, version.split(".")))
+
+
+def checked_version() -> str:
+    """The newest vLLM whose source the rules were read in."""
+    return str(_data("engines.json")["checked"])
+
+
+def engine_defaults(version: str, memory_bytes: int = 0, gpu_name: str = "") -> EngineDefaults:
+    """Defaults of vLLM ``version``'s server on a GPU of ``memory_bytes`` called ``gpu_name``.
+
+    Raises UsageError for a version before the V1 engine became the default (0.8).
+    """
+    data = _data("engines.json")
+    asked = version_key(version)
+    if asked < version_key(data["oldest"]):
+        raise UsageError(
+            f"vLLM {version}: versions before {data['oldest']} ran another engine (V0), not modelled here"
+        )
+    merged: dict[str, Any] = {}
+    for since, row in sorted(data["versions"].items(), key=lambda item: version_key(item[0])):
+        if version_key(since) <= asked:
+            merged.update(row)
+    merged.pop("source")
+    return EngineDefaults(vllm=version, **merged, **_batch(data, memory_bytes, gpu_name.lower()))
+
+
+def cpu_batch_defaults() -> tuple[int, int]:
+    """(max_num_seqs, max_num_batched_tokens) of vLLM's server on a CPU, for one worker."""
+    row = _data("engines.json")["cpu_batch_defaults"]
+    return row["max_num_seqs"], row["max_num_batched_tokens"]
+
+
+def _batch(data: dict[str, Any], memory_bytes: int, gpu_name: str) -> dict[str, Any]:
+    for row in data["batch_defaults"]:
+        barred = row["not_in_name"] is not None and row["not_in_name"] in gpu_name
+        if memory_bytes >= row["memory_at_least_gib"] * GIB and not barred:
+            return {k: row[k] for k in ("max_num_seqs", "max_num_batched_tokens")}
+    raise AssertionError("the last row of batch_defaults takes every GPU")

@@ -1,0 +1,74 @@
+"""The command ``bench``: gathers the verbs, and turns every error into one clear line and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import Any
+
+import click
+
+from harness import __version__
+from harness.commands.check import check
+from harness.commands.gpus import gpus
+from harness.commands.models import models
+from harness.commands.report import report
+from harness.commands.run import run
+from harness.commands.schema import schema
+from harness.errors import EXIT_INTERRUPTED, LoadfitError
+
+EXIT_BUG = 70
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="loadfit")
+def cli() -> None:
+    """Why a model that fits a GPU when idle stops fitting under load: predicted, then measured.
+
+    \b
+    Examples:
+      bench run scenarios/70b_8k_int4.yaml                  as real as this machine can
+      bench run scenarios/70b_8k.yaml --analytic-only       arithmetic only, in a fraction of a second
+      bench run my.yaml --set engine.max_model_len=4096     one key changed
+      bench report results/70b_8k_int4/latest               the report again, from the folder alone
+
+    Exit codes: 0 met · 1 expectation not met · 2 bad scenario or usage · 3 this machine can't do the
+    forced mode · 4 the engine failed in a way the scenario did not expect.
+    """
+
+
+for command in (run, check, report, models, gpus, schema):
+    cli.add_command(command)
+
+
+def main(argv: list[str] | None = None) -> Any:
+    """Run ``bench``; ends the process with its exit code."""
+    try:
+        code = cli.main(argv, prog_name="bench", standalone_mode=False)
+        sys.stdout.flush()
+    except LoadfitError as error:
+        _say(str(error))
+        code = error.exit_code
+    except click.exceptions.Abort:
+        code = EXIT_INTERRUPTED
+    except click.ClickException as error:
+        error.show(sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as error:
+        if os.environ.get("LOADFIT_DEBUG"):
+            raise
+        _say(f"a fault of bench itself: {type(error).__name__}: {error} (LOADFIT_DEBUG=1 shows where)")
+        code = EXIT_BUG
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _say(text: str) -> None:
+    for line in text.splitlines():
+        click.echo(f"bench: {line}", err=True)

@@ -1,0 +1,183 @@
+"""Drives a load over HTTP: token ids in, exact lengths out, each request on the monotonic clock."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from harness.traffic import Request
+
+# How far apart requests of a start together are sent, so that they queue in their order.
+SEND_GAP_S = 0.005
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of a request. Times are monotonic ns; ``tokens_out`` is the engine's own count."""
+
+    request: Request
+    sent_ns: int
+    first_ns: int | None
+    end_ns: int
+    tokens_out: int | None
+    status: str  # ok, cut (fewer tokens than asked), http, connection, timeout
+    error: str
+    text: str
+
+
+class Client:
+    """HTTP to one server. Use as an async context manager."""
+
+    def __init__(self, url: str, key: str, model: str) -> None:
+        self._url, self._key, self._model = url, key, model
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Client:
+        self._session = aiohttp.ClientSession(
+            self._url,
+            headers={"Authorization": f"Bearer {self._key}"},
+            connector=aiohttp.TCPConnector(limit=0),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
+            read_bufsize=2**20,
+            trust_env=False,
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._session:
+            await self._session.close()
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        """The open session."""
+        assert self._session is not None, "use 'async with Client(...)'"
+        return self._session
+
+    async def healthy(self) -> bool:
+        """Whether /health answers 200 within two seconds."""
+        try:
+            async with self.session.get("/health", timeout=aiohttp.ClientTimeout(total=2)) as response:
+                return response.status == 200
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return False
+
+    async def metrics(self) -> str | None:
+        """The text of /metrics, or None where it can't be had within two seconds."""
+        try:
+            async with self.session.get("/metrics", timeout=aiohttp.ClientTimeout(total=2)) as response:
+                return await response.text() if response.status == 200 else None
+        except (aiohttp.ClientError, TimeoutError, OSError, UnicodeDecodeError):
+            return None
+
+    async def post(self, path: str, body: dict[str, Any] | None = None, timeout_s: float = 30) -> Any:
+        """JSON of a POST (None where the answer holds none), or None where it failed."""
+        try:
+            limit = aiohttp.ClientTimeout(total=timeout_s)
+            async with self.session.post(path, json=body, timeout=limit) as response:
+                if response.status != 200:
+                    return None
+                text = await response.text()
+                return json.loads(text) if text.strip().startswith("{") else {}
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+            return None
+
+    async def complete(self, request: Request, prompt: list[int], *, keep_text: bool) -> Answer:
+        """Send one request and read its stream to the end."""
+        body = {
+            "model": self._model,
+            "prompt": prompt,
+            "max_tokens": request.output_tokens,
+            "ignore_eos": True,
+            "temperature": 0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        sent, first = time.monotonic_ns(), None
+        pieces: list[str] = []
+        tokens: int | None = None
+        status, error = "ok", ""
+        try:
+            async with self.session.post("/v1/completions", json=body) as response:
+                if response.status != 200:
+                    status, error = "http", f"{response.status} {(await response.text())[:300]}"
+                else:
+                    async for event in _events(response.content):
+                        if first is None:
+                            first = time.monotonic_ns()
+                        # Events are not tokens (one may carry several): the engine's count comes at the end.
+                        if b'"usage":{' in event or keep_text or b'"error"' in event:
+                            data = json.loads(event)
+                            if "error" in data:
+                                status, error = "http", str(data["error"])[:300]
+                            tokens = (data.get("usage") or {}).get("completion_tokens", tokens)
+                            pieces += [c.get("text") or "" for c in data.get("choices") or ()] if keep_text else ()
+        except (aiohttp.ClientError, OSError) as fault:
+            status, error = "connection", f"{type(fault).__name__}: {fault}"[:300]
+        except (ValueError, AttributeError, TypeError) as fault:
+            status, error = "http", f"the stream can't be read: {fault}"[:300]
+        if status == "ok" and tokens != request.output_tokens:
+            status, error = "cut", f"{tokens} tokens instead of {request.output_tokens}"
+        return Answer(request, sent, first, time.monotonic_ns(), tokens, status, error, "".join(pieces))
+
+
+async def _events(stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """The data of server-sent events, up to [DONE]."""
+    async for line in stream:
+        if line.startswith(b"data:"):
+            data = line[5:].strip()
+            if data == b"[DONE]":
+                return
+            if data:
+                yield data
+
+
+async def drive(
+    client: Client,
+    work: list[Request],
+    concurrency: int,
+    prompt_of: Callable[[Request], list[int]],
+    on_answer: Callable[[Answer], None],
+    *,
+    keep_text: bool,
+    on_start: Callable[[], Awaitable[None]] | None = None,
+    on_all_sent: Callable[[], None] | None = None,
+) -> None:
+    """Send ``work`` with ``concurrency`` users, each sending the next when its last one ended.
+
+    The first requests go out in order, a few milliseconds apart; ``on_start`` is awaited once they are out.
+    """
+    queue: Iterator[Request] = iter(work)
+    left = len(work)
+
+    async def user(request: Request | None, prompt: list[int]) -> None:
+        nonlocal left
+        while request is not None:
+            left -= 1
+            if left == 0 and on_all_sent:
+                on_all_sent()
+            on_answer(await client.complete(request, prompt, keep_text=keep_text))
+            request = next(queue, None)
+            prompt = prompt_of(request) if request else []
+
+    first = [next(queue) for _ in range(min(concurrency, len(work)))]
+    prompts = [prompt_of(r) for r in first]
+    users: list[asyncio.Task[None]] = []
+    try:
+        for request, prompt in zip(first, prompts, strict=True):
+            users.append(asyncio.create_task(user(request, prompt)))
+            await asyncio.sleep(SEND_GAP_S)
+        if on_start:
+            await on_start()
+        await asyncio.gather(*users)
+    finally:
+        for task in users:
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.gather(*users, return_exceptions=True)

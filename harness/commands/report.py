@@ -1,0 +1,78 @@
+"""``bench report``: renders a run again, from its folder alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from harness import store
+from harness.errors import RecordError
+
+
+def find(path: Path) -> Path:
+    """The run folder that ``path`` names: itself, or the latest run of a scenario's folder."""
+    if (path / store.MANIFEST).exists() or not path.is_dir():
+        return path
+    latest = path / "latest"
+    if latest.is_dir():
+        return latest
+    runs = sorted(p.parent for p in path.glob(f"*/{store.MANIFEST}"))
+    if not runs:
+        raise RecordError(f"{path} holds no {store.MANIFEST}: not a run folder, or cut short before the run began")
+    return runs[-1]
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path), metavar="RUN")
+@click.option(
+    "--format", "form", type=click.Choice(["text", "markdown", "json", "csv"]), default="text", show_default=True
+)
+@click.option("--out", type=click.Path(path_type=Path), help="A file to write to (csv: a folder).")
+def report(folder: Path, form: str, out: Path | None) -> None:
+    """Show a run again. RUN is its folder, or the folder of a scenario (its latest run).
+
+    An interrupted run is shown as far as it came.
+
+    \b
+    Examples:
+      bench report results/70b_8k_int4/latest
+      bench report results/70b_8k_int4 --format markdown > ticket.md
+      bench report results/70b_8k_int4 --format csv --out frames/
+    """
+    from harness.report.content import build, understand
+
+    reading = understand(store.read(find(folder)))
+    if form == "csv":
+        from harness.report.tables import from_reading
+
+        for path in from_reading(reading).to_csv(out or reading.record.path / "csv"):
+            click.echo(str(path))
+        return
+    if form == "json":
+        from harness.report.document import document
+
+        text = json.dumps(document(reading), indent=1) + "\n"
+    elif form == "markdown":
+        from harness.report import markdown
+
+        text = markdown.render(build(reading))
+    elif out is None:
+        from rich.console import Console
+
+        from harness.report import text as terminal
+
+        terminal.show(build(reading), Console())
+        return
+    else:
+        from harness.report import text as terminal
+
+        text = terminal.render(build(reading))
+    if out is None:
+        click.echo(text, nl=False)
+        return
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RecordError(f"{out} can't be written: {error.strerror}") from None

@@ -1,0 +1,210 @@
+"""``bench run``: a scenario predicted, run as real as this machine can, compared and explained."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from harness import store
+from harness.errors import (
+    EXIT_ENGINE,
+    EXIT_INTERRUPTED,
+    EXIT_MACHINE,
+    EXIT_MET,
+    EXIT_NOT_MET,
+    LoadfitError,
+    RecordError,
+    UsageError,
+)
+from harness.ledger import Account
+from harness.predict import predict
+from harness.scenario import Scenario, load_scenario
+
+if TYPE_CHECKING:
+    from harness.report.content import Reading
+
+
+@click.command()
+@click.argument("scenarios", nargs=-1, required=True, metavar="SCENARIO...")
+@click.option("--analytic-only", "forced", flag_value="analytic", help="Arithmetic and simulation; no engine.")
+@click.option("--rehearse", "forced", flag_value="rehearsal", help="Real vLLM on this CPU, stand-in model.")
+@click.option("--measure", "forced", flag_value="measured", help="Everything real, on the scenario's device.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True,
+    help="Where run folders go.",
+)  # fmt: skip
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the scenario.")
+@click.option("--port", type=click.IntRange(1, 65535), help="The loopback port to serve on (a free one unless given).")
+@click.option(
+    "--start-timeout", type=click.FloatRange(1, 86_400), default=600.0, show_default=True, metavar="SECONDS",
+    help="How long the engine may take to become healthy.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, everything else on stderr.")
+def run(
+    scenarios: tuple[str, ...], forced: str | None, out: Path, overrides: tuple[str, ...], port: int | None,
+    start_timeout: float, as_json: bool,
+) -> int:  # fmt: skip
+    """Predict SCENARIO, run it as real as this machine can, compare, and say why.
+
+    The most real mode is chosen and named in the first line; the flags force one. Everything is kept in
+    a run folder that `bench report` reads.
+
+    \b
+    Examples:
+      bench run scenarios/70b_8k_int4.yaml
+      bench run scenarios/*.yaml --analytic-only
+      bench run scenarios/70b_8k_int4.yaml --set load.users=12 --set load.requests=24
+      bench run scenarios/70b_8k.yaml --analytic-only --json | jq .prediction.rungs
+    """
+    loaded = _load_all(scenarios, overrides)
+    documents, codes = [], []
+    for scenario in loaded:
+        code, reading = _run_one(scenario, forced, out, port, start_timeout, quiet=as_json)
+        codes.append(code)
+        if as_json and reading is not None:
+            from harness.report.document import document
+
+            documents.append(document(reading))
+        if code == EXIT_INTERRUPTED:
+            break
+    if as_json:
+        alone = documents[0] if len(loaded) == 1 and documents else {"schema": 1, "runs": documents}
+        click.echo(json.dumps(alone, indent=1))
+    return max(codes)
+
+
+def _load_all(files: tuple[str, ...], overrides: tuple[str, ...]) -> list[Scenario]:
+    """All scenarios, or all the faults of all files in one UsageError."""
+    loaded, faults = [], []
+    for file in files:
+        try:
+            loaded.append(load_scenario(file, overrides))
+        except LoadfitError as error:
+            faults.append(str(error))
+    if faults:
+        raise UsageError("\n".join(dict.fromkeys("\n".join(faults).splitlines())))
+    return loaded
+
+
+def _run_one(
+    scenario: Scenario, forced: str | None, out: Path, port: int | None, start_timeout: float, *, quiet: bool
+) -> tuple[int, Reading | None]:  # fmt: skip
+    prediction = predict(scenario)
+    if forced == "analytic":
+        return _analytic(scenario, prediction, out, "--analytic-only", quiet=quiet)
+    # What starts engines is imported only where an engine may be started.
+    from harness import modes
+
+    if forced is None:
+        mode, why = modes.choose(scenario, prediction)
+        if mode is modes.Mode.ANALYTIC:
+            _say(scenario, f"analytic: {why}")
+            return _analytic(scenario, prediction, out, why, quiet=quiet)
+    else:
+        mode, why = modes.Mode(forced), f"--{'rehearse' if forced == 'rehearsal' else 'measure'}"
+        obstacle = modes.obstacle(mode, scenario, prediction)
+        if obstacle and mode is modes.Mode.REHEARSAL and scenario.load and not _admits(prediction):
+            # Nothing to rehearse is a result, not a failure of this machine.
+            _say(scenario, f"analytic: {obstacle}")
+            return _analytic(scenario, prediction, out, obstacle, quiet=quiet)
+    _say(scenario, f"{mode}: {why}")
+    return _engine(mode, scenario, prediction, out, port, start_timeout, why, quiet=quiet)
+
+
+def _admits(prediction: Account) -> bool:
+    rung = prediction.rung("ADMITS")
+    return bool(rung and rung.holds)
+
+
+def _analytic(scenario: Scenario, prediction: Account, out: Path, why: str, *, quiet: bool) -> tuple[int, Reading]:
+    from harness.run import analytic
+
+    folder = analytic(scenario, prediction, out, why)
+    return _conclude(folder, quiet=quiet)
+
+
+def _engine(
+    mode: Any, scenario: Scenario, prediction: Account, out: Path, port: int | None, start_timeout: float,
+    why: str, *, quiet: bool,
+) -> tuple[int, Reading | None]:  # fmt: skip
+    from harness import modes
+    from harness.commands.progress import watching
+    from harness.run import execute
+
+    session = modes.prepare(mode, scenario, prediction, _stand_in_command())
+    try:
+        with watching() as progress:
+            folder = execute(
+                scenario, prediction, session, out, why=why, port=port, start_timeout_s=start_timeout,
+                progress=progress,
+            )  # fmt: skip
+    finally:
+        session.close()
+    if folder.manifest["outcome"] == "not_recorded":
+        _say(scenario, f"{folder.manifest['reason']}")
+        _say(scenario, f"what there is: {folder.path}")
+        return EXIT_MACHINE, None
+    return _conclude(folder, quiet=quiet)
+
+
+def _stand_in_command() -> tuple[str, ...]:
+    """Another server in vLLM's place: ``LOADFIT_SERVER_COMMAND``, a JSON list (for tests and debugging)."""
+    import os
+
+    given = os.environ.get("LOADFIT_SERVER_COMMAND")
+    if not given:
+        return ()
+    try:
+        command = json.loads(given)
+    except ValueError:
+        command = None
+    if not isinstance(command, list) or not all(isinstance(c, str) for c in command):
+        raise UsageError('LOADFIT_SERVER_COMMAND is not a JSON list of texts, such as ["python", "server.py"]')
+    return tuple(command)
+
+
+def _conclude(folder: store.RunFolder, *, quiet: bool) -> tuple[int, Reading]:
+    """Write what is computed from the folder into it, show the report, and tell the exit code."""
+    from harness.report import markdown
+    from harness.report.content import build, understand
+
+    reading = understand(store.read(folder.path))
+    report = build(reading)
+    try:
+        folder.write_json(store.COMPARISON, reading.comparison.as_dict())
+        if reading.measured:
+            folder.write_json(store.MEASUREMENT, reading.measured.as_dict())
+        folder.write_text(store.REPORT, markdown.render(report))
+        folder.finish()
+    except RecordError as error:
+        click.echo(f"bench: {error}", err=True)
+    reading = understand(store.read(folder.path))
+    if not quiet:
+        from rich.console import Console
+
+        from harness.report import text
+
+        text.show(report, Console())
+        click.echo(f"\nRun folder: {folder.path}")
+    else:
+        click.echo(f"run folder: {folder.path}", err=True)
+    return _exit_code(reading, report.expectation_met), reading
+
+
+def _exit_code(reading: Reading, met: bool | None) -> int:
+    outcome = reading.record.outcome
+    if outcome == "interrupted":
+        return EXIT_INTERRUPTED
+    if outcome != "completed" and not met:
+        # A failure that the scenario expects is a result; this one it did not expect.
+        click.echo(f"bench: {outcome}: {reading.record.manifest.get('reason', '')}", err=True)
+        return EXIT_ENGINE
+    return EXIT_NOT_MET if met is False else EXIT_MET
+
+
+def _say(scenario: Scenario, text: str) -> None:
+    print(f"{scenario.name}: {text}", file=sys.stderr, flush=True)

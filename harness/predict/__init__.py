@@ -1,0 +1,110 @@
+"""Scenario -> Account: every term of the device's memory, the pool, the four rungs, the engine's words.
+
+Pure arithmetic: no torch, no vLLM, no GPU.
+"""
+
+from __future__ import annotations
+
+from harness import catalog
+from harness.architecture import Architecture, from_config
+from harness.catalog import Gpu
+from harness.errors import UsageError
+from harness.ledger import Account, Entry, Ledger, LoadFigures, Phase, Term
+from harness.predict.admission import Grant, grant
+from harness.predict.estimate import Estimate
+from harness.predict.fit import rungs
+from harness.predict.settings import Settings, device_gpu, settings
+from harness.scenario import Scenario
+
+__all__ = ["Settings", "predict", "settings"]
+
+DEVICE = "gpu0"
+
+
+def predict(scenario: Scenario) -> Account:
+    """What ``scenario`` would take and whether it fits, without running it.
+
+    Raises UsageError where the scenario can't be judged: an unsupported architecture, arguments that vLLM
+    would refuse.
+    """
+    if scenario.on_cpu:
+        from harness.predict.cpu import predict_cpu
+
+        return predict_cpu(scenario)
+    gpu = device_gpu(scenario)
+    if gpu is None:
+        raise UsageError("gpu: missing: name a GPU or say device: cpu")
+    architecture, chosen = from_config(scenario.config()), settings(scenario)
+    given = grant(architecture, chosen, gpu)
+    verdicts, figures = rungs(architecture, chosen, scenario.load, given)
+    return Account(
+        ledger=_ledger(given, figures),
+        kv=given.pool,
+        rungs=verdicts,
+        load=figures,
+        engine_says=given.log,
+        notes=tuple(_notes(architecture, chosen, gpu, given)),
+    )
+
+
+def _ledger(given: Grant, figures: LoadFigures) -> Ledger:
+    b = given.budget
+    terms = [
+        (Term.WEIGHTS, b.weights),
+        (Term.RUNTIME_AT_INIT, b.init),
+        (Term.NON_TORCH_INCREASE, b.non_torch),
+        (Term.ACTIVATION_PEAK, b.activation),
+        (Term.CUDA_GRAPHS, b.graphs),
+        (Term.KV_AVAILABLE, _granted(given)),
+    ]
+    entries = [Entry(Phase.IDLE, DEVICE, t, e.bytes, e.low, e.high, e.source) for t, e in terms]
+    entries.append(_total(given, [e for _, e in terms]))
+    if figures.peak_blocks_used is not None:
+        used = figures.peak_blocks_used * b.block_bytes
+        entries.append(
+            Entry(Phase.LOAD, DEVICE, Term.KV_USED, used, source="blocks in use at the simulated peak")
+        )
+    return Ledger(tuple(entries))
+
+
+def _granted(given: Grant) -> Estimate:
+    available = given.budget.available
+    if given.refusal is not None:
+        return Estimate.exact(0, f"no pool is granted: {available.source} = {available.bytes:,} B")
+    return available
+
+
+def _total(given: Grant, terms: list[Estimate]) -> Entry:
+    """The sum; its interval is that of what lies outside the budget, for the pool takes up the rest."""
+    b, total = given.budget, sum(e.bytes for e in terms)
+    outside = [b.init, b.graphs]
+    low = total - sum(e.bytes - e.low for e in outside)
+    high = total + sum(e.high - e.bytes for e in outside)
+    return Entry(Phase.IDLE, DEVICE, Term.TOTAL, total, low, high, "sum of the terms above")
+
+
+def _notes(architecture: Architecture, chosen: Settings, gpu: Gpu, given: Grant) -> list[str]:
+    notes = []
+    if gpu.cuda_total_bytes is None:
+        notes.append(
+            f"CUDA's total for {gpu.name} is estimated from NVML's: {given.budget.cuda_total.source}."
+        )
+    if chosen.pipeline_parallel_size > 1:
+        stage = given.budget.stage
+        notes.append(
+            f"The terms are those of pipeline stage {stage} (from 0), which is left the fewest blocks."
+        )
+    if chosen.model_runner == "v2":
+        notes.append(
+            "Model Runner V2 profiles its sampler without top-k, top-p and logprobs: a load that asks for them takes up to "
+            f"{chosen.max_num_seqs * architecture.vocab * 4 / 2**30:.2f} GiB a float32 copy of the logits that no term holds."
+        )
+    if given.refusal is not None and given.refusal.reconstructed:
+        notes.append(
+            "The out-of-memory line is a reconstruction: which allocation fails depends on the allocator's history."
+        )
+    if catalog.version_key(chosen.vllm) > catalog.version_key(catalog.checked_version()):
+        notes.append(f"vLLM {chosen.vllm} is predicted with the rules read in {catalog.checked_version()}.")
+    elif catalog.version_key(chosen.vllm) < (0, 30) and given.refusal is not None:
+        notes.append("The refusal is worded as in vLLM 0.32; older versions say the same in other words.")
+    return notes

@@ -1,0 +1,120 @@
+"""The activation peak of vLLM's profile run: the larger of the layers' path and the sampler's path.
+
+With T = max_num_batched_tokens, S = min(max_num_seqs, T), H hidden, I intermediate, V vocabulary, d bytes of the
+dtype, tp ranks:
+
+    layers  = 3*T*H*d + 3*T*(I/tp)*d + c        (2*T*(I/tp)*d where the MLP has no gate)
+    sampler = T*H*d + S*V*b + M*V*4 + c
+
+- The layers' path holds hidden states, residual and normed input, and the MLP's gate, up and product.
+- b, Model Runner V1: the logits (d), their float32 copy, the probabilities and the exponential noise (4 each), so
+  12 + d (vllm/v1/sample, 0.19: sampler.py, ops/topk_topp_sampler.py). M = min(S, multiprocessors) rows are the buffer
+  of the Triton top-k kernel (ops/topk_topp_triton.py). Before 0.17 PyTorch's sort took its place: b = 36 + d, M = 0,
+  within 0.02 GiB of Qwen3-14B (https://github.com/llm-d-incubation/llm-d-planner/pull/205), Llama-3.1-8B and Qwen3-0.6B
+  (https://github.com/llm-d/llm-d-benchmark/blob/main/config_explorer/empirical-vllm-memory-results.md) on an H100;
+  one report of that time is far below it (OPT-2.7B: https://github.com/vllm-project/vllm/issues/29070), as it would be
+  with another sampler, so the low end is 12 + d.
+- b, Model Runner V2: its profile skips top-k, top-p and logprobs, and samples from the logits in place
+  (``_dummy_sampler_run``, vllm/v1/worker/gpu/model_runner.py, 0.32): b = d, M = 0.
+- c is what is left: fitted on the two rows of :data:`FITTED_ON`, checked on all others.
+- A stage of a pipeline also holds the hidden states and the residual that it is handed or hands on, 2*T*H*d, and the
+  first one the embedding's output, T*H*d. Settled on h100-019-33 and -34; it leaves 0.00 to 0.04 GiB there.
+
+The vocabulary is not divided by tp: the logits are gathered before sampling.
+"""
+
+from __future__ import annotations
+
+from harness.architecture import Architecture, padded_vocab
+from harness.catalog import Gpu
+from harness.predict.estimate import Estimate
+from harness.predict.settings import Settings
+from harness.units import MIB
+
+# Mean of what the sampler's path leaves open on Llama-3.1-8B (h100-019-31) and Qwen2.5-7B (h100-019-62):
+# 0.052 and 0.050 GiB. Where the layers' path decides (CodeLlama-7B, h100-019-01) it leaves 0.08.
+CONSTANT = 52 * MIB
+FITTED_ON = ("h100-019-31", "h100-019-62", "h100-019-33", "h100-019-34")
+BELOW, ABOVE = 40 * MIB, 60 * MIB  # residuals on the started dense runs, rounded up
+# The kernel's buffer where the GPU's multiprocessors are not in the catalogue: H100's count, as far as
+# the smallest (40, T4) and the largest known (192) would move it.
+_MULTIPROCESSORS, _FEWEST, _MOST = 132, 40, 192
+# No run of Model Runner V2 with its terms is public: its law is read in the source, its interval is wide.
+_V2_BELOW, _V2_ABOVE = 0.15, 0.35
+
+
+def activation_peak(architecture: Architecture, settings: Settings, gpu: Gpu, stage: int = 0) -> Estimate:
+    """Bytes that the profile run's peak lies above what stays, on one rank of ``stage``."""
+    last = stage == settings.pipeline_parallel_size - 1
+    layers = _layers_path(architecture, settings)
+    low_sampler, sampler, high_sampler = _sampler_path(architecture, settings, gpu) if last else (0, 0, 0)
+    base = _handed(architecture, settings, stage) + CONSTANT
+    peak, which = max((layers, "layers: 3THd + MLP"), (sampler, "sampler: THd + logits"))
+    low, high = max(layers, low_sampler) + base - BELOW, max(layers, high_sampler) + base + ABOVE
+    if settings.model_runner == "v2":
+        low, high = round(low - _V2_BELOW * peak), round(high + _V2_ABOVE * peak)
+    return Estimate(
+        peak + base, max(low, 0), high,
+        f"{which} path of the profile run, Model Runner {settings.model_runner.upper()} "
+        f"(T={settings.max_num_batched_tokens}, S={settings.max_num_seqs})",
+    )  # fmt: skip
+
+
+def _hidden_states(architecture: Architecture, settings: Settings) -> int:
+    return settings.max_num_batched_tokens * architecture.hidden * settings.dtype_bytes
+
+
+def _handed(architecture: Architecture, settings: Settings, stage: int) -> int:
+    if settings.pipeline_parallel_size == 1:
+        return 0
+    return (2 if stage else 3) * _hidden_states(architecture, settings)
+
+
+def _layers_path(architecture: Architecture, settings: Settings) -> int:
+    tokens, width = (
+        settings.max_num_batched_tokens,
+        architecture.intermediate // settings.tensor_parallel_size,
+    )
+    mlp = (3 if architecture.gated else 2) * tokens * width * settings.dtype_bytes
+    return 3 * _hidden_states(architecture, settings) + mlp
+
+
+def _sampler_path(architecture: Architecture, settings: Settings, gpu: Gpu) -> tuple[int, int, int]:
+    """(low, likely, high) bytes."""
+    rows, vocab, d = profiled_rows(settings), architecture.vocab, settings.dtype_bytes
+    hidden = _hidden_states(architecture, settings)
+    if settings.model_runner == "v2":
+        size = hidden + rows * padded_vocab(vocab) * d
+        return size, size, size
+    per_logit = settings.defaults.sampler_bytes_per_logit + d
+    if not settings.defaults.triton_top_k:
+        return (
+            hidden + rows * vocab * (12 + d),
+            hidden + rows * vocab * per_logit,
+            hidden + rows * vocab * per_logit,
+        )
+    known = gpu.multiprocessors
+    counts = (known, known, known) if known else (_FEWEST, _MULTIPROCESSORS, _MOST)
+    low_m, m, high_m = (hidden + rows * vocab * per_logit + min(rows, n) * vocab * 4 for n in counts)
+    return low_m, m, high_m
+
+
+def profiled_rows(settings: Settings) -> int:
+    """Sequences of the profile run's batch."""
+    return min(settings.max_num_seqs, settings.max_num_batched_tokens)
+
+
+def sampler_state(architecture: Architecture, settings: Settings) -> int:
+    """Bytes that Model Runner V2 keeps for sampling and block tables, for ``max_num_seqs`` requests.
+
+    Counts and mask of the penalties (S x V int32, S x V/32 int32: more than half a GiB at 1,024 x 128,256),
+    logit bias, stop and bad words, two block tables. Not weights, not the profile's transient peak: vLLM's log
+    has it under "consumed memory (weights + non-torch)". 0 for V1, whose like comes and goes in the profile.
+    Source: sample/penalties.py, logit_bias.py, bad_words.py, block_table.py of vllm/v1/worker/gpu, 0.32.
+    """
+    if settings.model_runner != "v2":
+        return 0
+    penalties = 4 * architecture.vocab + 4 * -(-architecture.vocab // 32)
+    bias_and_words = 3 * 4 * 1024 + 4 * 128 + 4 * 1024 + 4 * 129
+    block_tables = 2 * 4 * -(-settings.max_model_len // settings.block_size)
+    return settings.max_num_seqs * (penalties + bias_and_words + block_tables)

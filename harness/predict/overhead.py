@@ -1,0 +1,98 @@
+"""What is neither weights, activations nor KV: the device's own share, CUDA, NCCL, graphs.
+
+Every constant is the mean of public vLLM 0.19 runs on H100 SXM (the rows of harness/catalog/evidence.csv), its
+interval their spread. On another GPU the interval is wider; the likely figure is the same.
+"""
+
+from __future__ import annotations
+
+from harness.architecture import Architecture, stage_layers
+from harness.catalog import Gpu
+from harness.predict.activations import sampler_state
+from harness.predict.estimate import Estimate
+from harness.predict.settings import Settings
+from harness.units import GIB
+
+# NVML's total minus CUDA's, GiB, where both are public: T4 0.25, RTX 3090 0.42, RTX 4090 0.44, RTX 5090 0.44,
+# H100 0.46, B200 0.71, A100 0.75 to 0.85. The median, the least and the most.
+_HIDDEN_GIB, _HIDDEN_LEAST, _HIDDEN_MOST = 0.44, 0.23, 0.85
+# CUDA totals are printed with two decimals.
+_PRINTED = GIB // 200
+
+# (ranks) -> GiB: likely, low, high. Rows with tp=1: 25 runs 0.51. tp=2, 4: 1.51, 1.53 (1.99, 2.05 on other nodes).
+# pp=2, 4: 1.43, 1.48.
+_INIT_ONE, _INIT_MANY = (0.51, 0.50, 0.52), (1.50, 1.40, 2.06)
+_INIT_ONE_ELSEWHERE = (0.51, 0.20, 0.80)
+_INIT_MANY_ELSEWHERE = (1.50, 0.40, 2.20)
+# non-torch increase by tp. 1: 22 runs of 0.19, 0.24-0.25 (by version: engines.json). 2: 2.06, 2.07, 2.10. 4: 2.13, 2.13,
+# 2.21. pipeline only: 0.07 twice.
+_INCREASE_ONE_BELOW, _INCREASE_ONE_ABOVE = 0.02, 0.03
+_INCREASE = {2: (2.08, 2.04, 2.12), 4: (2.16, 2.11, 2.23)}
+_INCREASE_BEYOND = (2.20, 1.50, 3.00)
+_INCREASE_PIPELINE = (0.07, 0.06, 0.10)
+# Graphs, GiB = a + b x layers of the stage: least squares on 18 distinct dense configurations (8 to 80 layers,
+# 51 sizes), MAE 0.08, residuals -0.19 to +0.10. vLLM's own estimate of the same runs strays -0.28 to +0.86 from it.
+_GRAPHS_A, _GRAPHS_B = 0.305, 0.0174
+_GRAPHS_ACTUAL, _GRAPHS_ESTIMATED = (0.20, 0.11), (0.29, 0.30)
+_ALL_SIZES = 256  # max_num_seqs from which all sizes up to 512 are captured
+
+
+def cuda_total(gpu: Gpu) -> Estimate:
+    """The device's total as CUDA sees it, bytes: what ``gpu_memory_utilization`` is a share of."""
+    if gpu.cuda_total_bytes is not None:
+        return Estimate.within(
+            gpu.cuda_total_bytes, _PRINTED, _PRINTED, f"seen by CUDA: {gpu.cuda_total_source}"
+        )
+    return Estimate.within(
+        gpu.memory_bytes - _HIDDEN_GIB * GIB, (_HIDDEN_MOST - _HIDDEN_GIB) * GIB, (_HIDDEN_GIB - _HIDDEN_LEAST) * GIB,
+        f"NVML's total less {_HIDDEN_GIB} GiB: the median of seven GPUs whose CUDA total is public",
+    )  # fmt: skip
+
+
+def runtime_at_init(settings: Settings, gpu: Gpu) -> Estimate:
+    """CUDA context and, for several ranks, NCCL: bytes taken before vLLM reads the free memory."""
+    many = settings.tensor_parallel_size * settings.pipeline_parallel_size > 1
+    if _is_h100(gpu):
+        likely = _INIT_MANY if many else _INIT_ONE
+    else:
+        likely = _INIT_MANY_ELSEWHERE if many else _INIT_ONE_ELSEWHERE
+    return _gib(likely, f"{'CUDA context and NCCL' if many else 'CUDA context'}, H100 runs of vLLM 0.19")
+
+
+def non_torch_increase(architecture: Architecture, settings: Settings, gpu: Gpu, stage: int = 0) -> Estimate:
+    """Bytes that stay after the profile run beside the weights: NCCL, cuBLAS, modules, sampler state."""
+    tp, pp = settings.tensor_parallel_size, settings.pipeline_parallel_size
+    one = settings.defaults.non_torch_one_rank_gib
+    row = _INCREASE.get(tp, _INCREASE_BEYOND)
+    if tp == 1:
+        row = (one, one - _INCREASE_ONE_BELOW, one + _INCREASE_ONE_ABOVE) if pp == 1 else _INCREASE_PIPELINE
+    if not _is_h100(gpu):
+        row = (row[0], row[0] * 0.3, row[2] + 0.25)
+    base = _gib(row, f"H100 runs at tp={tp}, pp={pp}")
+    state = sampler_state(architecture, settings) if stage == pp - 1 else 0
+    if not state:
+        return base
+    source = (
+        f"{base.source}, and the sampler's state of Model Runner V2 for {settings.max_num_seqs} sequences"
+    )
+    return Estimate(base.bytes + state, base.low + state, base.high + state, source)
+
+
+def cuda_graphs(architecture: Architecture, settings: Settings, stage: int = 0) -> Estimate:
+    """Bytes of the captured CUDA graphs on one rank of ``stage``; nothing where eager is enforced."""
+    if settings.enforce_eager:
+        return Estimate.exact(0, "enforce_eager: no graphs")
+    layers = stage_layers(architecture.layers, settings.pipeline_parallel_size)[stage]
+    likely = (_GRAPHS_A + _GRAPHS_B * layers) * GIB
+    below, above = _GRAPHS_ESTIMATED if settings.defaults.graphs_in_budget else _GRAPHS_ACTUAL
+    low_room = below * GIB if settings.max_num_seqs >= _ALL_SIZES else likely * 0.8
+    return Estimate.within(likely, low_room, above * GIB, f"{_GRAPHS_A} + {_GRAPHS_B} x {layers} layers GiB")
+
+
+def _is_h100(gpu: Gpu) -> bool:
+    return gpu.name == "h100-sxm-80gb"
+
+
+def _gib(likely_low_high: tuple[float, float, float], source: str) -> Estimate:
+    likely, low, high = (round(x * GIB) for x in likely_low_high)
+    return Estimate(likely, low, high, source)

@@ -1,0 +1,232 @@
+"""What vLLM will run with: every argument resolved, by the version's own defaults.
+
+Sources: ``EngineArgs.get_batch_defaults`` and ``_set_default_max_num_seqs_and_batched_tokens_args``
+(vllm/engine/arg_utils.py), ``_get_and_verify_max_len`` and ``_get_and_verify_dtype`` (vllm/config/model.py),
+``VllmConfig.use_v2_model_runner`` (vllm/config/vllm.py), all of vLLM 0.32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from harness import catalog
+from harness.architecture import Architecture, from_config
+from harness.catalog import EngineDefaults, Gpu, WeightFormat
+from harness.errors import UsageError
+from harness.scenario import Scenario
+
+DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_KV_BYTES = {**DTYPE_BYTES, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
+LARGEST_BYTES = 2**60
+# Model Runner V2 came to these first, where not quantized (https://github.com/vllm-project/vllm/pull/42665).
+_EARLY_V2 = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen3ForCausalLM")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that vLLM's memory depends on. Tokens, sequences, bytes."""
+
+    vllm: str
+    model_runner: str  # "v1" or "v2"
+    dtype: str
+    dtype_bytes: int
+    weight_format: WeightFormat
+    kv_cache_dtype: str
+    kv_dtype_bytes: int
+    max_model_len: int
+    gpu_memory_utilization: float
+    block_size: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    tensor_parallel_size: int
+    pipeline_parallel_size: int
+    enforce_eager: bool
+    enable_prefix_caching: bool
+    kv_cache_memory_bytes: int | None
+    num_gpu_blocks_override: int | None
+    defaults: EngineDefaults
+
+
+def settings(scenario: Scenario) -> Settings:
+    """The scenario's engine with every default filled in. Raises UsageError where vLLM would refuse."""
+    engine, gpu, config = scenario.engine, device_gpu(scenario), scenario.config()
+    architecture = from_config(config)
+    tp, pp = scenario.tensor_parallel_size, engine.pipeline_parallel_size
+    architecture.check_split(tp, pp)
+    defaults = _defaults(scenario, gpu)
+    weights = resolve_format(scenario, config)
+    dtype = _dtype(scenario, architecture, weights, gpu)
+    max_model_len = _max_model_len(engine.max_model_len, architecture)
+    tokens, seqs = _batch(scenario, defaults, max_model_len)
+    return Settings(
+        vllm=engine.vllm,
+        model_runner=_model_runner(defaults, architecture, weights, scenario.on_cpu),
+        dtype=dtype,
+        dtype_bytes=DTYPE_BYTES[dtype],
+        weight_format=weights,
+        kv_cache_dtype=engine.kv_cache_dtype,
+        kv_dtype_bytes=_KV_BYTES[dtype if engine.kv_cache_dtype == "auto" else engine.kv_cache_dtype],
+        max_model_len=max_model_len,
+        gpu_memory_utilization=engine.gpu_memory_utilization or defaults.gpu_memory_utilization,
+        block_size=engine.block_size or (defaults.cpu_block_size if scenario.on_cpu else defaults.block_size),
+        max_num_seqs=seqs,
+        max_num_batched_tokens=tokens,
+        tensor_parallel_size=tp,
+        pipeline_parallel_size=pp,
+        enforce_eager=engine.enforce_eager,
+        enable_prefix_caching=engine.enable_prefix_caching,
+        kv_cache_memory_bytes=engine.kv_cache_memory_bytes or None,  # 0 counts as not given, as in vLLM
+        num_gpu_blocks_override=engine.num_gpu_blocks_override,
+        defaults=defaults,
+    )
+
+
+def device_gpu(scenario: Scenario) -> Gpu | None:
+    """The scenario's GPU: from the catalogue, or one known by its memory alone; None on a CPU."""
+    for key, size in (
+        ("gpu.memory", scenario.gpu.memory if scenario.gpu else None),
+        ("engine.kv_cache_memory_bytes", scenario.engine.kv_cache_memory_bytes),
+    ):
+        if size is not None and size > LARGEST_BYTES:
+            raise UsageError(f"{key}: more than {LARGEST_BYTES // 2**50} PiB is no size of a device")
+    if scenario.gpu is None:
+        return None
+    if scenario.gpu.name is not None:
+        return catalog.gpu(scenario.gpu.name)
+    if scenario.gpu.memory is None:
+        raise UsageError("gpu: a catalogue name or memory is needed")
+    return Gpu(name="gpu", title="a GPU known by its memory", memory_bytes=scenario.gpu.memory)
+
+
+def _defaults(scenario: Scenario, gpu: Gpu | None) -> EngineDefaults:
+    if gpu is None:
+        return catalog.engine_defaults(scenario.engine.vllm)
+    return catalog.engine_defaults(scenario.engine.vllm, gpu.memory_bytes, gpu.name)
+
+
+def _max_model_len(given: int | None, architecture: Architecture) -> int:
+    chosen = given or architecture.default_model_len
+    if chosen > architecture.max_model_len:
+        raise UsageError(
+            f"User-specified max_model_len ({chosen}) is greater than the derived max_model_len "
+            f"({architecture.max_len_key}={architecture.max_model_len} or model_max_length=None in model's config.json)."
+        )
+    window = architecture.sliding_window
+    if window is not None and window < chosen:
+        raise UsageError(
+            f"config: sliding_window: {window} is less than max_model_len {chosen}: sliding-window attention is not "
+            f"supported yet (set engine.max_model_len to {window} or less)"
+        )
+    return chosen
+
+
+def _batch(scenario: Scenario, defaults: EngineDefaults, max_model_len: int) -> tuple[int, int]:
+    """(max_num_batched_tokens, max_num_seqs)."""
+    engine = scenario.engine
+    default_seqs, default_tokens = defaults.max_num_seqs, defaults.max_num_batched_tokens
+    if scenario.on_cpu:
+        world = scenario.tensor_parallel_size * engine.pipeline_parallel_size
+        default_seqs, default_tokens = (n * world for n in catalog.cpu_batch_defaults())
+    seqs = engine.max_num_seqs or default_seqs
+    tokens = engine.max_num_batched_tokens or min(seqs * max_model_len, default_tokens)
+    if engine.max_num_seqs is None:
+        seqs = min(seqs, tokens)
+    if tokens < seqs:
+        raise UsageError(
+            f"max_num_batched_tokens ({tokens}) must be greater than or equal to max_num_seqs ({seqs})."
+        )
+    return tokens, seqs
+
+
+def _dtype(scenario: Scenario, architecture: Architecture, weights: WeightFormat, gpu: Gpu | None) -> str:
+    """The model's dtype. A float32 config is run in 16 bits; bf16 needs compute capability 8.0."""
+    has_bf16 = gpu is None or gpu.compute_capability is None or float(gpu.compute_capability) >= 8.0
+    asked: str = scenario.engine.dtype
+    if asked == "auto" and weights.dtype is not None:
+        asked = weights.dtype if scenario.weights.format != "auto" else "auto"
+    if asked == "bfloat16" and gpu is not None and not has_bf16:
+        raise UsageError(
+            "Bfloat16 is only supported on GPUs with compute capability of at least 8.0. "
+            f"Your {gpu.title} GPU has compute capability {gpu.compute_capability}. You can use float16 instead by "
+            "explicitly setting the `dtype` flag in CLI, for example: --dtype=half."
+        )
+    if asked != "auto":
+        return asked
+    if architecture.dtype == "float16":
+        return "float16"
+    return "bfloat16" if has_bf16 else "float16"
+
+
+def _model_runner(
+    defaults: EngineDefaults, architecture: Architecture, weights: WeightFormat, on_cpu: bool
+) -> str:
+    if on_cpu:
+        return "v1"
+    if defaults.model_runner == "either":
+        return "v2" if architecture.name in _EARLY_V2 and weights.dtype is not None else "v1"
+    return defaults.model_runner
+
+
+# -- the format of the weights ---------------------------------------------------------------------
+
+
+def resolve_format(scenario: Scenario, config: dict[str, Any]) -> WeightFormat:
+    """The format of the quantizable layers: as the scenario says, else as the config's quantization_config."""
+    name = scenario.weights.format
+    found = catalog.weight_format(name)
+    if found.bits is None:
+        found = _from_config(config)
+    if scenario.weights.group_size is not None and found.scale_per == "group":
+        base = found.name.rsplit("-g", 1)[0]
+        found = catalog.weight_format(f"{base}-g{scenario.weights.group_size}")
+    return found
+
+
+def _from_config(config: dict[str, Any]) -> WeightFormat:
+    quantization = config.get("quantization_config")
+    if quantization is None:
+        plain = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+        return catalog.weight_format(plain[from_config(config).dtype])
+    if not isinstance(quantization, dict):
+        raise UsageError(
+            f"config: quantization_config: expected a mapping, got {type(quantization).__name__}"
+        )
+    name = _format_name(quantization)
+    if name is None:
+        raise UsageError(
+            "config: quantization_config: this kind is not supported yet (known: awq and gptq of 4 bits, fp8, "
+            "compressed-tensors of 4 or 8 bits); say weights.format to choose one"
+        )
+    return catalog.weight_format(name)
+
+
+def _format_name(quantization: dict[str, Any]) -> str | None:
+    method, group = quantization.get("quant_method"), quantization.get("group_size")
+    if method == "fp8":
+        return "fp8"
+    if method in ("awq", "gptq") and quantization.get("bits") == 4 and _is_group(group):
+        return f"{method}-int4-g{group}"
+    if method == "compressed-tensors":
+        groups = quantization.get("config_groups")
+        weights = (
+            [g.get("weights") for g in groups.values() if isinstance(g, dict)]
+            if isinstance(groups, dict)
+            else []
+        )
+        if len(weights) == 1 and isinstance(weights[0], dict):
+            return _compressed(weights[0])
+    return None
+
+
+def _compressed(weights: dict[str, Any]) -> str | None:
+    bits, kind, group = weights.get("num_bits"), weights.get("type"), weights.get("group_size")
+    if bits == 8 and kind in ("float", "int"):
+        return "fp8" if kind == "float" else "int8"
+    if bits == 4 and kind == "int" and _is_group(group):
+        return f"int4-g{group}"
+    return None
+
+
+def _is_group(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 8 <= value <= 4096

@@ -1,0 +1,51 @@
+"""What the prompts say: token ids for a stand-in, real text for a real model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.resources import files
+
+from harness.client import Client
+from harness.errors import EngineError
+from harness.traffic import Request, prompt_ids
+
+QUESTIONS = (
+    "The capital of France is",
+    "The chemical symbol of water is",
+    "The largest planet of the solar system is",
+    "One week has seven",
+    "The opposite of hot is",
+    "The author of Romeo and Juliet is",
+)
+PromptOf = Callable[[Request], list[int]]
+
+
+def made_up(seed: int, vocab_size: int) -> PromptOf:
+    """Random token ids; no two prompts share a block."""
+    return lambda request: prompt_ids(request, seed, vocab_size)
+
+
+async def real_text(client: Client) -> PromptOf:
+    """A piece of our own prose that begins at another place for each request, then a question.
+
+    The server's own tokenizer makes the ids. Raises EngineError where it has none.
+    """
+    prose = await _tokenize(client, files("harness.catalog").joinpath("prose.txt").read_text(encoding="utf-8"))
+    questions = [await _tokenize(client, "\n\n" + q) for q in QUESTIONS]
+
+    def prompt_of(request: Request) -> list[int]:
+        question = questions[request.index % len(questions)][-request.prompt_tokens :]
+        room = request.prompt_tokens - len(question)
+        start = request.index * 37 % len(prose)
+        repeated = prose[start:] + prose * (room // len(prose) + 1)
+        return repeated[:room] + question
+
+    return prompt_of
+
+
+async def _tokenize(client: Client, text: str) -> list[int]:
+    answer = await client.post("/tokenize", {"model": "loadfit", "prompt": text, "add_special_tokens": False})
+    ids = (answer or {}).get("tokens")
+    if not ids:
+        raise EngineError("the engine does not tokenize: a real model needs its tokenizer beside its weights")
+    return list(ids)

@@ -1,0 +1,1 @@
+"""One file a format; all of them show what ``content`` says."""

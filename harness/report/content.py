@@ -1,0 +1,337 @@
+"""What a report says, before any format: sections of tables and sentences, all as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from harness.compare import Comparison, FigureRow, RungRow, TermRow, check, compare
+from harness.errors import LoadfitError, UsageError
+from harness.explain import explain
+from harness.ledger import Account
+from harness.measure import measure
+from harness.scenario import Scenario, parse_scenario
+from harness.simulate import Point, simulate
+from harness.units import gib, human
+
+if TYPE_CHECKING:
+    from harness.store import RunRecord
+
+QUESTIONS = {
+    "LOADS": "do weights and runtime fit?",
+    "ADMITS": "is a KV pool granted?",
+    "STARTS": "does it survive warm-up?",
+    "HOLDS": "does the load run freely?",
+}
+TERM_WORDS = {
+    "weights": "weights",
+    "runtime_at_init": "runtime at init",
+    "non_torch_increase": "non-torch increase",
+    "activation_peak": "activation peak",
+    "cuda_graphs": "CUDA graphs",
+    "kv_available": "KV pool",
+    "kv_used": "of the pool, used",
+    "unattributed": "unattributed",
+    "total": "total",
+}
+FIGURE_WORDS = {
+    "block_size": "tokens in a block",
+    "num_blocks": "blocks in the pool",
+    "usable_tokens": "tokens in the pool",
+    "max_concurrency": "max concurrency (vLLM's line)",
+    "peak_blocks_needed": "blocks wanted at the peak",
+    "peak_blocks_used": "blocks used at the peak",
+    "peak_running": "requests running, peak",
+    "peak_waiting": "requests waiting, peak",
+    "preemptions": "preemptions",
+    "steps": "scheduler steps",
+    "tokens_scheduled": "tokens scheduled",
+}
+OUTCOMES = {
+    "completed": "completed",
+    "refused_at_start": "the engine refused to start",
+    "hung_at_start": "the engine never became healthy",
+    "died_under_load": "the engine died under load",
+    "load_timed_out": "the load did not end in its time",
+    "no_answers": "no request was answered",
+    "interrupted": "interrupted",
+    "not_recorded": "the run could not be written down to its end",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Column heads and rows of text; the first column is left, the others right aligned unless ``left``."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    left: frozenset[int] = frozenset({0})
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with sentences, a table, lines to be quoted as they are, or several of these."""
+
+    title: str
+    sentences: tuple[str, ...] = ()
+    table: Table | None = None
+    quoted: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """A whole report."""
+
+    title: str
+    lead: tuple[str, ...]
+    sections: tuple[Section, ...] = ()
+    expectation_met: bool | None = None
+    expectation_failed: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A run folder with what is computed from it."""
+
+    record: RunRecord
+    scenario: Scenario
+    measured: Account | None
+    comparison: Comparison
+
+
+def understand(record: RunRecord) -> Reading:
+    """Measure and compare what a run folder holds. Raises LoadfitError where its scenario can't be read."""
+    try:
+        scenario = parse_scenario(record.scenario_yaml, str(record.path / "scenario.yaml"), record.path)
+    except LoadfitError as error:
+        raise UsageError(f"{record.path}: the scenario kept there can't be read: {error}") from None
+    measured = measure(record)
+    comparison = compare(
+        record.prediction, measured, mode=record.mode, outcome=record.outcome, here=record.rehearsal
+    )
+    return Reading(record, scenario, measured, comparison)
+
+
+def build(reading: Reading) -> Report:
+    """The report of a run."""
+    record, comparison = reading.record, reading.comparison
+    met, failed = check(reading.scenario.expect, comparison)
+    sections = [
+        Section("Why idle fit differs from loaded fit here",
+                tuple(explain(reading.scenario, record.prediction, comparison))),
+        Section("Four rungs", table=_rungs_table(comparison)),
+        Section("Memory for each device", table=_terms_table(comparison.terms, reading.measured is not None and
+                any(t.measured is not None for t in comparison.terms))),
+        Section("Block pool and load", table=_figures_table(comparison)),
+        Section("Over the load", quoted=tuple(_timeline(reading))),
+        Section("The engine's own words", quoted=tuple(_words(reading))),
+        Section("Notes", sentences=tuple(_notes(reading))),
+    ]  # fmt: skip
+    return Report(
+        title=f"{reading.scenario.name} · {record.mode}",
+        lead=tuple(_lead(reading)),
+        sections=tuple(s for s in sections if s.sentences or s.quoted or (s.table and s.table.rows)),
+        expectation_met=met,
+        expectation_failed=tuple(failed),
+    )
+
+
+def _lead(reading: Reading) -> Iterable[str]:
+    scenario, record = reading.scenario, reading.record
+    if scenario.question:
+        yield scenario.question.strip()
+    device = "this computer (CPU)" if scenario.on_cpu else _gpu(scenario)
+    yield f"{scenario.model_name}, weights {scenario.weights.format}, on {device}, vLLM {scenario.engine.vllm}."
+    if record.mode == "analytic":
+        yield f"Analytic: arithmetic and the simulated scheduler; {record.manifest.get('why') or 'nothing was run'}."
+    else:
+        engine = record.manifest.get("engine", {})
+        ran = f"{engine.get('distribution', 'vLLM')} {engine.get('version', '')}".strip()
+        outcome = OUTCOMES.get(record.outcome, record.outcome)
+        what = "real vLLM, stand-in model" if record.mode == "rehearsal" else "everything real"
+        yield f"{record.mode.capitalize()} ({what}) by {ran}: {outcome}."
+        if record.outcome != "completed" and record.manifest.get("reason"):
+            yield f"{record.manifest['reason']}"
+    if scenario.engine.trust_remote_code:
+        yield "The scenario lets the model's own code run (trust_remote_code: true)."
+
+
+def _gpu(scenario: Scenario) -> str:
+    assert scenario.gpu is not None
+    name = scenario.gpu.name or human(scenario.gpu.memory)
+    return f"{scenario.gpu.count} x {name}" if scenario.gpu.count > 1 else f"one {name}"
+
+
+# -- tables --------------------------------------------------------------------------------------------
+
+
+def verdict(holds: bool | None) -> str:
+    """yes, no or a dash."""
+    return "–" if holds is None else "yes" if holds else "NO"
+
+
+def _rungs_table(comparison: Comparison) -> Table:
+    def margin(row: RungRow) -> str:
+        if row.margin is None:
+            return "–"
+        if row.margin_low is None or row.margin_high is None:
+            return f"{row.margin / 2**30:+.2f}"
+        return f"{row.margin / 2**30:+.2f} ({row.margin_low / 2**30:+.2f} to {row.margin_high / 2**30:+.2f})"
+
+    rows = tuple(
+        (r.rung, QUESTIONS[r.rung], verdict(r.predicted), verdict(r.measured), margin(r),
+         TERM_WORDS.get(r.limited_by or "", r.limited_by or "–"))
+        for r in comparison.rungs
+    )  # fmt: skip
+    return Table(
+        ("rung", "question", "predicted", "measured", "margin GiB (low to high)", "limited by"), rows,
+        frozenset({0, 1, 5}),
+    )  # fmt: skip
+
+
+def _terms_table(terms: Sequence[TermRow], measured: bool) -> Table:
+    rows = []
+    seen = ""
+    for t in terms:
+        span = f"{gib(t.low)} – {gib(t.high)}" if t.low is not None and t.high is not None else "–"
+        row = [t.phase if t.phase != seen else "", TERM_WORDS.get(t.term, t.term), gib(t.predicted), span]
+        if measured:
+            error = "–" if t.error is None else f"{t.error / 2**30:+.2f}"
+            percent = "–" if t.error_pct is None else f"{t.error_pct:+.1f} %"
+            row += [gib(t.measured), error, percent]
+        rows.append(tuple(row))
+        seen = t.phase
+    columns = ["phase", "term", "predicted GiB", "low – high"]
+    return Table(tuple(columns + ["measured GiB", "error", ""] * measured), tuple(rows), frozenset({0, 1}))
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.2f}"
+
+
+def _figures_table(comparison: Comparison) -> Table:
+    rehearsed = comparison.mode == "rehearsal"
+    measured = any(f.measured is not None for f in comparison.figures)
+    rows = []
+    for f in comparison.figures:
+        if f.gpu is None and f.here is None and f.measured is None:
+            continue
+        row = [FIGURE_WORDS.get(f.figure, f.figure), _number(f.gpu)]
+        if rehearsed:
+            row.append(_number(f.here))
+        if measured:
+            row += [_number(f.measured), _difference(f)]
+        rows.append(tuple(row))
+    columns = ["figure", "predicted" + (" for the GPU" if rehearsed else "")]
+    columns += ["predicted for here"] * rehearsed + ["measured", "difference"] * measured
+    return Table(tuple(columns), tuple(rows))
+
+
+def _difference(f: FigureRow) -> str:
+    if f.error is None:
+        return "–"
+    return "equal" if abs(f.error) < 0.005 else f"{f.error:+,.0f}" if f.error == int(f.error) else f"{f.error:+,.2f}"
+
+
+# -- the picture -----------------------------------------------------------------------------------------
+
+_BARS = " ▁▂▃▄▅▆▇█"
+_WIDTH = 64
+
+
+def _timeline(reading: Reading) -> Iterable[str]:
+    points, top, unit = _points(reading)
+    if not points:
+        return
+    end = points[-1][0] or 1
+    series = (("blocks used", 1, top), ("running", 2, None), ("waiting", 3, None), ("preemptions", 4, None))
+    for name, column, ceiling in series:
+        line = _resample([(p[0] / end, p[column]) for p in points])
+        peak = max(line)
+        most = f"{peak:,.0f}" + (f" of {ceiling:,}" if ceiling else "")
+        yield f"{name:>12} {_bars(line, ceiling or peak)} {most}"
+    yield f"{'':>12} 0{'':{_WIDTH - 2}}{end:,.0f} {unit}"
+
+
+def _points(reading: Reading) -> tuple[list[tuple[float, float, float, float, float]], int | None, str]:
+    """(when, blocks, running, waiting, preemptions so far), the blocks there are, and the unit of when."""
+    record = reading.record
+    steps = record.tables.get("steps")
+    if steps is not None and len(steps):
+        seconds = (steps["time_ns"] - steps["time_ns"].iloc[0]) / 1e9
+        columns = (seconds, steps["blocks_used"], steps["running"], steps["waiting"], steps["preempted"].cumsum())
+        measured = list(zip(*(c.tolist() for c in columns), strict=True))
+        usable = (reading.measured or Account()).kv.usable_blocks
+        return measured, usable, "s"
+    load, kv = reading.scenario.load, record.prediction.kv
+    holds = record.prediction.rung("STARTS")
+    if record.mode != "analytic" or load is None or kv.num_blocks is None or not (holds and holds.holds):
+        return [], None, ""
+    from harness.modes import limits_of
+    from harness.predict import settings
+
+    timeline: tuple[Point, ...] = simulate(load, limits_of(settings(reading.scenario), kv)).timeline
+    return (
+        [(p.step, p.blocks_used, p.running, p.waiting, p.preemptions) for p in timeline], kv.usable_blocks, "steps",
+    )  # fmt: skip
+
+
+def _resample(points: Sequence[tuple[float, float]]) -> list[float]:
+    """The highest value in each of ``_WIDTH`` equal slices of time; a slice without a point keeps the last."""
+    slices: list[float | None] = [None] * _WIDTH
+    for when, value in points:
+        i = min(int(when * _WIDTH), _WIDTH - 1)
+        slices[i] = value if slices[i] is None else max(slices[i] or 0.0, value)
+    out, last = [], float(points[0][1])
+    for value_or_none in slices:
+        last = last if value_or_none is None else value_or_none
+        out.append(last)
+    return out
+
+
+def _bars(values: Sequence[float], ceiling: float) -> str:
+    """One bar for each value; anything above zero shows."""
+    if not ceiling:
+        return " " * len(values)
+    top = len(_BARS) - 1
+    return "".join(_BARS[0 if v <= 0 else max(1, min(top, round(v / ceiling * top)))] for v in values)
+
+
+# -- words -----------------------------------------------------------------------------------------------
+
+
+def _words(reading: Reading) -> Iterable[str]:
+    predicted = reading.record.prediction.engine_says
+    if predicted:
+        yield f"vLLM {reading.scenario.engine.vllm} would say (predicted):"
+        yield from (f"  {line}" for line in predicted)
+    said = reading.measured.engine_says if reading.measured else ()
+    if said:
+        yield "vLLM said here (measured):"
+        yield from (f"  {line}" for line in said)
+
+
+def _notes(reading: Reading) -> Iterable[str]:
+    record = reading.record
+    yield from record.prediction.notes
+    yield from record.rehearsal.notes if record.rehearsal else ()
+    yield from reading.measured.notes if reading.measured else ()
+    sampling = record.manifest.get("sampling")
+    if sampling and record.mode == "measured":
+        yield (
+            f"Memory was read every {1000 * sampling['interval_s']:.0f} ms ({sampling['sweeps']:,} times, longest gap "
+            f"{1000 * sampling['longest_gap_s']:.0f} ms, {sampling['cpu_s']:.1f} s of CPU)."
+        )
+    answers = record.tables.get("requests")
+    if answers is None:
+        return
+    failed = answers[answers["status"] != "ok"]
+    if len(failed):
+        first = failed.iloc[0]
+        yield f"{len(failed)} of {len(answers)} requests failed; the first: {first['status']}: {first['error']}"
+    texts = answers["text"].dropna()
+    if len(texts):
+        yield f"An answer: {texts.iloc[0].strip()[:160]!r}"

@@ -1,0 +1,346 @@
+"""One run: start the engine, mark the phases, sample, drive the load, stop; everything into a folder.
+
+No memory arithmetic happens here. What is written can be read, measured and reported from the folder alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness import __version__, prompts, store
+from harness.client import Answer, Client, drive
+from harness.devices import procfs
+from harness.engines import log, vllm
+from harness.errors import EngineError, RecordError
+from harness.ledger import Account, Phase
+from harness.modes import Session
+from harness.sampler import MemorySampler, sample_metrics
+from harness.scenario import Scenario
+from harness.traffic import requests
+
+START_TIMEOUT_S = 600.0
+SETTLE_S = 1.0  # of quiet before and after the load
+LOADING = "loading"  # a mark beside the phases: the worker begins to load the weights
+
+# How a run can end. What is not "completed" is read from the folder like any other.
+COMPLETED, REFUSED, HUNG, DIED, TIMED_OUT, SILENT, INTERRUPTED, UNRECORDED = (
+    "completed", "refused_at_start", "hung_at_start", "died_under_load", "load_timed_out", "no_answers",
+    "interrupted", "not_recorded",
+)  # fmt: skip
+
+
+@dataclass
+class Progress:
+    """Where a run has come to; ``on_change`` is called whenever it changes."""
+
+    on_change: Callable[[Progress], None] = lambda _: None
+    stage: str = "starting"
+    done: int = 0
+    total: int = 0
+    live: dict[str, float] = field(default_factory=dict)
+
+    def at(self, stage: str) -> None:
+        """Enter ``stage``."""
+        self.stage = stage
+        self.on_change(self)
+
+
+def analytic(scenario: Scenario, prediction: Account, out: Path, why: str) -> store.RunFolder:
+    """A run folder that holds the prediction alone; still to be finished."""
+    folder = store.RunFolder.create(out, scenario.name, "analytic")
+    _open_folder(folder, scenario, prediction, "analytic", why)
+    folder.save_manifest(outcome=COMPLETED)
+    return folder
+
+
+def execute(
+    scenario: Scenario,
+    prediction: Account,
+    session: Session,
+    out: Path,
+    *,
+    why: str = "",
+    port: int | None = None,
+    start_timeout_s: float = START_TIMEOUT_S,
+    progress: Progress | None = None,
+) -> store.RunFolder:
+    """Run ``scenario`` as ``session`` says; the folder, whatever became of the run, still to be finished.
+
+    The manifest's ``outcome`` and ``reason`` tell how it ended. Raises RecordError only where not even
+    the folder could be begun, MachineError where the port is taken.
+    """
+    port = vllm.free_port(port)
+    folder = store.RunFolder.create(out, scenario.name, session.mode)
+    _open_folder(folder, scenario, prediction, session.mode, why)
+    if session.expected is not prediction:
+        folder.write_json(store.REHEARSAL, session.expected.as_dict())
+    run = _Run(scenario, session, folder, port, start_timeout_s, progress or Progress())
+    try:
+        outcome, reason = _run_interruptibly(run.all())
+    except RecordError as error:  # the disk is full: say so, keep what there is
+        outcome, reason = UNRECORDED, str(error)
+    finally:
+        run.end()
+    with contextlib.suppress(RecordError):
+        folder.save_manifest(outcome=outcome, reason=reason, **run.facts())
+    folder.manifest.update(outcome=outcome, reason=reason)
+    return folder
+
+
+def _open_folder(folder: store.RunFolder, scenario: Scenario, prediction: Account, mode: str, why: str) -> None:
+    folder.write_text(store.SCENARIO, scenario.as_yaml())
+    folder.write_json(store.PREDICTION, prediction.as_dict())
+    folder.save_manifest(
+        loadfit=__version__,
+        scenario=scenario.name,
+        question=scenario.question,
+        digest=scenario.digest,
+        mode=str(mode),
+        why=why,
+        began_unix_s=int(time.time()),
+        seed=scenario.load.seed if scenario.load else None,
+        host=procfs.host() if mode != "analytic" else None,
+        marks={},
+        outcome="running",
+    )
+
+
+def _run_interruptibly(main: Coroutine[Any, Any, tuple[str, str]]) -> tuple[str, str]:
+    """Run ``main``; the first Ctrl-C or TERM ends it in order, a second one at once (the guard ends the engine)."""
+
+    async def watched() -> tuple[str, str]:
+        task = asyncio.ensure_future(main)
+        loop = asyncio.get_running_loop()
+        heard: list[str] = []
+
+        def hear(name: str) -> None:
+            if heard:
+                os.write(2, b"\nstopped at once; the engine is being ended\n")
+                os._exit(130)
+            heard.append(name)
+            print(f"\n{name}: ending the run in order (once more: at once)", file=sys.stderr, flush=True)
+            task.cancel()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with contextlib.suppress(ValueError, NotImplementedError, RuntimeError):
+                loop.add_signal_handler(number, hear, signal.Signals(number).name)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            return INTERRUPTED, f"{heard[0] if heard else 'cancelled'} while {'running'}"
+
+    return asyncio.run(watched())
+
+
+class _Run:
+    def __init__(
+        self, scenario: Scenario, session: Session, folder: store.RunFolder, port: int, start_timeout_s: float,
+        progress: Progress,
+    ) -> None:  # fmt: skip
+        assert scenario.load is not None
+        self.load = scenario.load
+        self.session, self.folder, self.progress = session, folder, progress
+        self.start_timeout_s = start_timeout_s
+        self.server = vllm.Server(
+            session.plan, folder.file(store.ENGINE_LOG), folder.file(store.STEPS), port
+        )
+        self.marks: dict[str, int] = {}
+        self.probe: dict[str, Any] | None = None
+        self.memory: MemorySampler | None = None
+        self.tables: list[store.TableWriter] = []
+        self.tail = vllm.LogTail(folder.file(store.ENGINE_LOG))
+        self.work = requests(self.load)
+        self.answers = {"ok": 0}
+
+    # -- what is written down --------------------------------------------------------------------------
+
+    def mark(self, phase: str) -> None:
+        self.marks.setdefault(str(phase), time.monotonic_ns())
+        self.folder.save_manifest(marks=self.marks)
+
+    def facts(self) -> dict[str, Any]:
+        """What the manifest says of the engine and of the sampling."""
+        sampler = self.memory
+        return {
+            "marks": self.marks,
+            "engine": {
+                "distribution": self.session.engine.distribution,
+                "version": self.session.engine.version,
+                "arguments": self.session.plan.arguments,
+                "trust_remote_code": self.session.plan.trust_remote_code,
+                "exit_code": self.server.exit_code,
+            },
+            "probe": self.probe,
+            "answers": self.answers,
+            "sampling": sampler
+            and {
+                "interval_s": 0.05,
+                "sweeps": sampler.sweeps,
+                "longest_gap_s": round(sampler.longest_gap_s, 4),
+                "cpu_s": round(sampler.cpu_s, 3),
+            },
+        }
+
+    def table(self, name: str, flush_s: float = 1.0) -> store.TableWriter:
+        writer = self.folder.table(name, flush_s)
+        self.tables.append(writer)
+        return writer
+
+    def end(self) -> None:
+        """Stop the engine and the samplers; safe whatever went before."""
+        self.progress.at("stopping the engine")
+        with contextlib.suppress(RecordError):
+            self.mark(Phase.STOP)
+        self.server.stop()
+        if self.memory:
+            self.memory.end()
+        self.tail.close()
+        for table in self.tables:
+            with contextlib.suppress(RecordError):
+                table.close()
+
+    # -- the phases ------------------------------------------------------------------------------------
+
+    async def all(self) -> tuple[str, str]:
+        """Every phase in turn; (outcome, reason)."""
+        requests_table = self.table("requests", 0.0)
+        self.mark(Phase.START)
+        self.server.start()
+        self.memory = MemorySampler(self.server.guard_pid, self.table("memory"))
+        self.memory.start()
+        async with Client(self.server.url, self.server.key, vllm.SERVED_NAME) as client:
+            started = await self._wait_healthy(client)
+            if started is not None:
+                return started
+            self.probe = await self._ask_probe(client)
+            self.mark(Phase.IDLE)
+            self.progress.at("idle")
+            polling = asyncio.create_task(sample_metrics(client, self.table("metrics"), self.progress.live))
+            try:
+                await asyncio.sleep(SETTLE_S)
+                ended = await self._under_load(client, requests_table)
+                await asyncio.sleep(SETTLE_S)
+                return ended
+            finally:
+                polling.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await polling
+
+    async def _wait_healthy(self, client: Client) -> tuple[str, str] | None:
+        """None once the server answers; else how it failed."""
+        deadline = time.monotonic() + self.start_timeout_s
+        self.progress.at("engine starts")
+        while time.monotonic() < deadline:
+            self._read_log()
+            self._check_recording()
+            if self.server.exit_code is not None:
+                self._read_log()
+                return REFUSED, self.server.why()
+            if await client.healthy():
+                self._read_log()
+                return None
+            await asyncio.sleep(0.1)
+        said = log.reason(self.server.lines())
+        return HUNG, f"not healthy after {self.start_timeout_s:.0f} s" + (f"; it said: {said}" if said else "")
+
+    def _read_log(self) -> None:
+        for time_ns, line in self.tail.new_lines():
+            if log.LOADING.search(line):
+                self.marks.setdefault(LOADING, time_ns)
+            if log.LOADED.search(line):
+                self.marks.setdefault(str(Phase.WEIGHTS_LOADED), time_ns)
+            stage = log.stage(line)
+            if stage:
+                self.progress.at(stage)
+
+    def _check_recording(self) -> None:
+        if self.memory and self.memory.fault:
+            raise self.memory.fault
+
+    async def _ask_probe(self, client: Client) -> dict[str, Any] | None:
+        answer = await client.post("/collective_rpc", {"method": "loadfit_memory"})
+        results = (answer or {}).get("results")
+        return results[0] if results and isinstance(results[0], dict) else None
+
+    async def _under_load(self, client: Client, table: store.TableWriter) -> tuple[str, str]:
+        load, self.progress.total = self.load, len(self.work)
+        if self.session.real_text:
+            prompt_of = await prompts.real_text(client)
+        else:
+            prompt_of = prompts.made_up(load.seed, self.session.vocab_size)
+        # The first requests are to start together: they queue while the scheduler is paused.
+        paused = await client.post("/pause?mode=keep") is not None
+
+        async def start_together() -> None:
+            if paused:
+                await asyncio.sleep(SETTLE_S)
+                await client.post("/resume")
+
+        def on_answer(answer: Answer) -> None:
+            self._record(table, answer)
+
+        self.mark(Phase.LOAD)
+        self.progress.at("under load")
+        driving = asyncio.create_task(
+            drive(
+                client, self.work, load.concurrency, prompt_of, on_answer,
+                keep_text=self.session.real_text, on_start=start_together,
+                on_all_sent=lambda: self.mark(Phase.DRAIN),
+            )
+        )  # fmt: skip
+        try:
+            ended = await self._watch(driving)
+        finally:
+            driving.cancel()
+            with contextlib.suppress(asyncio.CancelledError, EngineError):
+                await driving
+        return ended
+
+    async def _watch(self, driving: asyncio.Task[None]) -> tuple[str, str]:
+        deadline = time.monotonic() + self.load.timeout_s
+        while not driving.done():
+            await asyncio.wait({driving}, timeout=0.25)
+            self._check_recording()
+            self.progress.on_change(self.progress)
+            if self.server.exit_code is not None:
+                return DIED, self.server.why()
+            if time.monotonic() > deadline:
+                return TIMED_OUT, (
+                    f"{self.progress.done} of {self.progress.total} requests ended within load.timeout_s = "
+                    f"{self.load.timeout_s:.0f} s"
+                )
+        await driving
+        if self.answers["ok"] == 0:
+            if self.server.exit_code is not None or not await self._still_there():
+                return DIED, self.server.why()
+            return SILENT, f"none of {self.progress.total} requests was answered: {self._first_error}"
+        return COMPLETED, ""
+
+    async def _still_there(self) -> bool:
+        for _ in range(20):  # an engine that died under the last request needs a moment to be gone
+            await asyncio.sleep(0.1)
+            if self.server.exit_code is not None:
+                return False
+        return True
+
+    _first_error = ""
+
+    def _record(self, table: store.TableWriter, answer: Answer) -> None:
+        self.answers[answer.status] = self.answers.get(answer.status, 0) + 1
+        self._first_error = self._first_error or answer.error
+        self.progress.done += 1
+        self.progress.on_change(self.progress)
+        asked = answer.request
+        table.append(
+            asked.index, asked.prompt_tokens, asked.output_tokens, answer.tokens_out, answer.sent_ns,
+            answer.first_ns, answer.end_ns, answer.status, answer.error, answer.text,
+        )  # fmt: skip
