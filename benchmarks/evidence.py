@@ -2,9 +2,10 @@
 
     python -m benchmarks.evidence
 
-The figures are from harness/catalog/evidence.csv: data of llm-d-planner (Apache-2.0), each row with the link to
-its source, printed there with two decimals. Of a pipeline rank 0 is compared. The overhead constants are means over
-these very rows; of the activation law one constant and the pipeline's share were fitted, on the rows marked *.
+The figures are from harness/catalog/evidence.csv: data of llm-d-planner (Apache-2.0), each row with the link
+to its source, printed there with two decimals. Of a pipeline rank 0 is compared. The overhead constants are
+means over these very rows; of the activation law one constant and the pipeline's share were fitted, on the
+rows marked *.
 """
 
 from __future__ import annotations
@@ -97,6 +98,20 @@ def summary(runs: Iterable[Compared]) -> Iterator[tuple[str, float, float]]:
         yield term, fmean(errors), max(errors)
 
 
+def summary_table(runs: list[Compared]) -> str:
+    """Markdown: the errors of all runs, and of those that the activation law was not fitted on, in GiB."""
+    unseen = [r for r in runs if not r.fitted]
+    lines = [
+        f"| term | MAE, {len(runs)} runs | largest | MAE, {len(unseen)} runs not fitted on | largest |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for (term, mean, worst), (_, mean_unseen, worst_unseen) in zip(
+        summary(runs), summary(unseen), strict=True
+    ):
+        lines.append(f"| {term} | {mean:.3f} | {worst:.3f} | {mean_unseen:.3f} | {worst_unseen:.3f} |")
+    return "\n".join(lines)
+
+
 def table(runs: Iterable[Compared]) -> str:
     """Markdown: predicted / measured by term, and the error of the KV pool, in GiB."""
     lines = [
@@ -125,10 +140,8 @@ def main() -> None:
     print("GiB, predicted / measured. *: the activation law was fitted on this run.\n")
     print(table(runs))
     print()
-    for name, chosen in (("all", runs), ("not fitted on", [r for r in runs if not r.fitted])):
-        for term, mean, worst in summary(chosen):
-            print(f"{name:14} {len(chosen):3} runs  {term:20} MAE {mean:.3f}  max {worst:.3f} GiB")
-    print(f"weights: worst {100 * worst_weights(runs):.2f} %")
+    print(summary_table(runs))
+    print(f"\nWeights: {100 * worst_weights(runs):.2f} % at worst.")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ _HOME = {
     "Scenario": "harness.scenario",
     "predict": "harness.predict",
     "load_run": "harness.report.tables",
+    "Run": "harness.report.tables",
     "Account": "harness.ledger",
     "Ledger": "harness.ledger",
     "LoadfitError": "harness.errors",

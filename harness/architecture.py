@@ -23,6 +23,7 @@ VOCAB_PADDING = 64  # DEFAULT_VOCAB_PADDING_SIZE, vllm/model_executor/layers/voc
 class Family:
     """What tells one model class from another. A ``str`` where a bool may stand names the config key."""
 
+    kv_heads: str = "num_key_value_heads"  # or "multi_query" (a flag: one or all), or "all": as many as heads
     layer_norms: int = 2
     norm_bias: bool = False
     norm_weight: bool = True
@@ -56,11 +57,11 @@ FAMILIES: dict[str, Family] = {
     "GemmaForCausalLM": Family(tied=True),
     "Phi3ForCausalLM": Family(),
     "PhiForCausalLM": Family(
-        layer_norms=1, norm_bias=True, gated=False, qkv_bias=True, o_bias=True, mlp_bias=True, lm_head_bias=True,
-        rotary=0.5, must_be=(("qk_layernorm", False),),
+        layer_norms=1, norm_bias=True, gated=False, qkv_bias=True, o_bias=True, mlp_bias=True,
+        lm_head_bias=True, rotary=0.5, must_be=(("qk_layernorm", False),),
     ),
     "OPTForCausalLM": Family(
-        norm_bias=True, gated=False, qkv_bias=True, o_bias=True, mlp_bias=True, tied=True,
+        kv_heads="all", norm_bias=True, gated=False, qkv_bias=True, o_bias=True, mlp_bias=True, tied=True,
         rotary=None, position_offset=2, keys=(("intermediate_size", "ffn_dim"),),
         must_be=(
             ("do_layer_norm_before", True), ("enable_bias", True),
@@ -68,17 +69,18 @@ FAMILIES: dict[str, Family] = {
         ),
     ),
     "FalconForCausalLM": Family(
-        layer_norms=1, norm_bias=True, gated=False, tied=True,
+        kv_heads="multi_query", layer_norms=1, norm_bias=True, gated=False, tied=True,
         must_be=(
             ("parallel_attn", True), ("new_decoder_architecture", False), ("alibi", False), ("bias", False),
         ),
     ),
     "GPTBigCodeForCausalLM": Family(
-        norm_bias=True, gated=False, qkv_bias=True, o_bias=True, mlp_bias=True, tied=True,
-        rotary=None, position_offset=0, keys=_GPT2_KEYS,
+        kv_heads="multi_query", norm_bias=True, gated=False, qkv_bias=True, o_bias=True, mlp_bias=True,
+        tied=True, rotary=None, position_offset=0, keys=_GPT2_KEYS,
     ),
     "GPTNeoXForCausalLM": Family(
-        norm_bias=True, gated=False, qkv_bias="attention_bias", o_bias="attention_bias", mlp_bias=True, rotary=0.25,
+        kv_heads="all", norm_bias=True, gated=False, qkv_bias="attention_bias", o_bias="attention_bias",
+        mlp_bias=True, rotary=0.25,
     ),
     "StableLmForCausalLM": Family(
         norm_bias=True, qkv_bias="use_qkv_bias", rotary=0.25,
@@ -159,15 +161,10 @@ class Architecture:
                 f"tensor parallel size ({tp})."
             )
         larger, smaller = max(self.kv_heads, tp), min(self.kv_heads, tp)
-        for whole, part in (
-            (larger, smaller),
-            (self.intermediate, tp),
-            (padded_vocab(self.vocab), tp),
-        ):
+        # In the order in which vLLM builds the model: embedding, attention, MLP.
+        for whole, part in ((padded_vocab(self.vocab), tp), (larger, smaller), (self.intermediate, tp)):
             if whole % part:
-                raise UsageError(
-                    f"{whole} is not divisible by {part} (tensor_parallel_size {tp}, {self.name})"
-                )
+                raise UsageError(f"{whole} is not divisible by {part} ({self.name}, {tp} ranks)")
         if pp > self.layers:
             raise UsageError(f"pipeline_parallel_size {pp} is more than the model's {self.layers} layers")
 
@@ -217,7 +214,7 @@ def from_config(config: dict[str, Any]) -> Architecture:
     hidden = read.count("hidden_size")
     layers = read.count("num_hidden_layers", largest=100_000)
     heads = read.count("num_attention_heads")
-    kv_heads = _kv_heads(name, read, heads)
+    kv_heads = _kv_heads(family, read, heads)
     head_dim = _head_dim(read, hidden, heads)
     intermediate = read.count("intermediate_size", default=4 * hidden)
     vocab = read.count("vocab_size")
@@ -293,9 +290,9 @@ def _class_name(config: dict[str, Any]) -> str:
     name = names[0]
     if name not in FAMILIES:
         raise UsageError(
-            f"config: architectures: {name[:80]!r} is not supported yet{nearest(name, FAMILIES)} (this version knows "
-            "dense decoders; mixtures of experts, MLA, sliding-window hybrids, state-space and multimodal models "
-            f"come in a later version; known: {', '.join(FAMILIES)})"
+            f"config: architectures: {name[:80]!r} is not supported yet{nearest(name, FAMILIES)} (this "
+            "version knows dense decoders; mixtures of experts, MLA, sliding-window hybrids, state-space and "
+            f"multimodal models come in a later version; known: {', '.join(FAMILIES)})"
         )
     return str(name)
 
@@ -305,7 +302,8 @@ def _refuse_variants(name: str, family: Family, config: dict[str, Any]) -> None:
     for key, value in family.must_be:
         if key in config and config[key] is not value:
             raise UsageError(
-                f"config: {key}: {name} with {key}={_show(config[key])} is not supported yet (only {_show(value)})"
+                f"config: {key}: {name} with {key}={_show(config[key])} is not supported yet "
+                f"(only {_show(value)})"
             )
     for key in _OTHER_KINDS:
         if config.get(key) not in (None, 0):
@@ -330,8 +328,10 @@ def _refuse_variants(name: str, family: Family, config: dict[str, Any]) -> None:
         )
 
 
-def _kv_heads(name: str, read: _Reader, heads: int) -> int:
-    if name in ("FalconForCausalLM", "GPTBigCodeForCausalLM"):
+def _kv_heads(family: Family, read: _Reader, heads: int) -> int:
+    if family.kv_heads == "all":
+        return heads
+    if family.kv_heads == "multi_query":
         return 1 if read.flag("multi_query", True) else heads
     kv_heads = read.count("num_key_value_heads", default=heads)
     if heads % kv_heads:

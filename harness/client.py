@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 
+from harness.engines.log import printable
 from harness.traffic import Request
 
 # How far apart requests of a start together are sent, so that they queue in their order.
@@ -27,7 +28,7 @@ class Answer:
     first_ns: int | None
     end_ns: int
     tokens_out: int | None
-    status: str  # ok, cut (fewer tokens than asked), http, connection, timeout
+    status: str  # ok, cut (fewer tokens than asked), http, connection, unfinished (given up by us)
     error: str
     text: str
 
@@ -43,7 +44,8 @@ class Client:
         self._session = aiohttp.ClientSession(
             self._url,
             headers={"Authorization": f"Bearer {self._key}"},
-            connector=aiohttp.TCPConnector(limit=0),
+            # A connection for each request: a server may close one that was idle just as it is used again.
+            connector=aiohttp.TCPConnector(limit=0, force_close=True),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
             read_bufsize=2**20,
             trust_env=False,
@@ -89,7 +91,7 @@ class Client:
             return None
 
     async def complete(self, request: Request, prompt: list[int], *, keep_text: bool) -> Answer:
-        """Send one request and read its stream to the end."""
+        """Send one request and read its stream to the end; cancelled, the answer is what came until then."""
         body = {
             "model": self._model,
             "prompt": prompt,
@@ -116,15 +118,19 @@ class Client:
                             data = json.loads(event)
                             if "error" in data:
                                 status, error = "http", str(data["error"])[:300]
-                            tokens = (data.get("usage") or {}).get("completion_tokens", tokens)
+                            count = (data.get("usage") or {}).get("completion_tokens")
+                            tokens = count if type(count) is int else tokens
                             pieces += [c.get("text") or "" for c in data.get("choices") or ()] if keep_text else ()
+        except asyncio.CancelledError:
+            status, error = "unfinished", "still under way when the load was given up"
         except (aiohttp.ClientError, OSError) as fault:
             status, error = "connection", f"{type(fault).__name__}: {fault}"[:300]
         except (ValueError, AttributeError, TypeError) as fault:
             status, error = "http", f"the stream can't be read: {fault}"[:300]
         if status == "ok" and tokens != request.output_tokens:
             status, error = "cut", f"{tokens} tokens instead of {request.output_tokens}"
-        return Answer(request, sent, first, time.monotonic_ns(), tokens, status, error, "".join(pieces))
+        text = printable("".join(pieces))
+        return Answer(request, sent, first, time.monotonic_ns(), tokens, status, printable(error), text)
 
 
 async def _events(stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:
@@ -162,7 +168,10 @@ async def drive(
             left -= 1
             if left == 0 and on_all_sent:
                 on_all_sent()
-            on_answer(await client.complete(request, prompt, keep_text=keep_text))
+            answer = await client.complete(request, prompt, keep_text=keep_text)
+            on_answer(answer)
+            if answer.status == "unfinished":
+                return
             request = next(queue, None)
             prompt = prompt_of(request) if request else []
 

@@ -53,7 +53,8 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.key}: {self.message}" if self.key else f"{self.where}: {self.message}"
+        named = not self.key or self.where == f"--set {self.key}"  # don't say the key twice
+        return f"{self.where}: {self.message}" if named else f"{self.where}: {self.key}: {self.message}"
 
 
 class ScenarioError(LoadfitError):

@@ -66,7 +66,7 @@ def _idle_sentence(scenario: Scenario, predicted: Account) -> str:
     weights = predicted.ledger.bytes_of(Term.WEIGHTS)
     tokens = None if predicted.kv.usable_blocks is None else predicted.kv.usable_blocks * (predicted.kv.block_size or 0)
     return (
-        f"Idle it fits: {gib(weights)} GiB of weights on {_device(scenario)} leave a KV pool of {gib(pool)} GiB, "
+        f"Idle it fits: beside {human(weights)} of weights {_device(scenario)} has room for a KV pool of {human(pool)}, "
         + (f"{tokens:,} tokens" if tokens is not None else "of unknown size")
         + (f" ({human(predicted.kv.bytes_per_token)} for each token)." if predicted.kv.bytes_per_token else ".")
     )

@@ -14,8 +14,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CPU = "cpu"
+PROCESS_COLUMNS = ("process", "at_init", "idle", "peak_under_load")
+LOADING = "loading"  # the mark at which the worker begins to load the weights
 _STAND_IN = "a stand-in model was served: bytes and the first three rungs come from the prediction"
-_POOL = re.compile(r"KV cache size: ([\d,]+) tokens.*?Maximum concurrency for ([\d,]+) tokens per request: ([\d.]+)x")
+_POOL = re.compile(
+    r"KV cache size: (\d[\d,]{0,18}) tokens.*?Maximum concurrency for \d[\d,]* tokens per request: (\d+(?:\.\d+)?)x",
+    re.ASCII,
+)
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|OutOfMemory|MemoryError|can't allocate memory|signal 9\b|exit code: -9\b", re.IGNORECASE
+)
 
 
 def measure(record: RunRecord) -> Account | None:
@@ -43,12 +51,12 @@ def _pool(record: RunRecord) -> KvPool:
     said = next((m for line in record.log_lines if (m := _POOL.search(line))), None)
     if not said:
         return KvPool()
-    tokens, concurrency = int(said[1].replace(",", "")), float(said[3])
-    block = int(record.manifest.get("engine", {}).get("arguments", {}).get("block_size") or 0) or None
+    tokens, concurrency = int(said[1].replace(",", "")), float(said[2])
+    block = record.block_size
     blocks = tokens // block if block else None
-    held = (record.manifest.get("probe") or {}).get("kv_bytes")
+    held = record.probe.get("kv_bytes")
     return KvPool(
-        bytes_per_token=round(held / tokens) if held else None,
+        bytes_per_token=round(held / tokens) if held and tokens else None,
         bytes_per_block=round(held / blocks) if held and blocks else None,
         block_size=block,
         num_blocks=blocks,
@@ -86,9 +94,10 @@ def _most(frame: pd.DataFrame, column: str) -> int | None:
 
 
 def _ledger(record: RunRecord) -> Iterator[Entry]:
-    probe = record.manifest.get("probe") or {}
-    weights, pool = probe.get("weights_bytes"), probe.get("kv_bytes")
-    runtime, runtime_source = _runtime(record)
+    weights, pool = record.probe.get("weights_bytes"), record.probe.get("kv_bytes")
+    by_process = processes(record)
+    runtime, runtime_source = _runtime(by_process)
+    late = _late_growth(by_process)
     idle = _total(record, Phase.IDLE, Phase.LOAD, "median")
     peak = _total(record, Phase.LOAD, Phase.STOP, "max")
     growth = None if idle is None or peak is None else peak - idle
@@ -98,7 +107,9 @@ def _ledger(record: RunRecord) -> Iterator[Entry]:
             Entry(phase, CPU, Term.WEIGHTS, weights, source=no_probe if weights is None else
                   "worker probe: tensors of the model as loaded"),
             Entry(phase, CPU, Term.RUNTIME_AT_INIT, runtime, source=runtime_source),
-            Entry(phase, CPU, Term.NON_TORCH_INCREASE, None, source="not told apart on a CPU: in unattributed"),
+            Entry(phase, CPU, Term.NON_TORCH_INCREASE, late, source=
+                  "no sample before the weights were loaded" if late is None
+                  else "growth of the API server and the engine core while the worker loads"),
             Entry(phase, CPU, Term.ACTIVATION_PEAK, growth if phase is Phase.LOAD else None, source=
                   "growth of the engine's PSS from idle to the peak of the load" if phase is Phase.LOAD
                   else "the CPU backend runs no profile when it starts"),
@@ -120,15 +131,49 @@ def _ledger(record: RunRecord) -> Iterator[Entry]:
         yield Entry(Phase.LOAD, CPU, Term.KV_USED, used * per_block, source="peak blocks in use, scheduler probe")
 
 
-def _runtime(record: RunRecord) -> tuple[int | None, str]:
-    """PSS of all engine processes in the second before the worker began to load the weights."""
-    mark = record.marks.get("loading")
-    memory = record.tables["memory"]
-    before = memory[(memory["time_ns"] <= (mark or 0)) & (memory["time_ns"] > (mark or 0) - 10**9)]
-    if mark is None or before.empty or before["pss_bytes"].isna().all():
+def processes(record: RunRecord) -> pd.DataFrame:
+    """PSS in bytes of each kind of process (columns process, at_init, idle, peak_under_load).
+
+    ``at_init``: the last sample before the worker began to load the weights; ``idle``: the median while
+    idle; ``peak_under_load``: the maximum. Processes of a kind add up; missing where nothing was sampled.
+    """
+    import pandas as pd
+
+    memory, marks = record.tables["memory"].dropna(subset=["pss_bytes"]), record.marks
+    # A process is known by its title once it has one; before that its rows say "starting".
+    titled = memory[memory["process"] != "starting"].groupby("pid")["process"].last()
+    memory = memory.assign(process=memory["pid"].map(titled).fillna(memory["process"]))
+    end = int(memory["time_ns"].max()) + 1 if len(memory) else 0
+
+    def within(begin: int | None, until: int | None, how: str) -> pd.Series[float]:
+        if begin is None:
+            return pd.Series(dtype=float)
+        inside = memory[(memory["time_ns"] >= begin) & (memory["time_ns"] < (until or end))].sort_values("time_ns")
+        return inside.groupby(["process", "pid"])["pss_bytes"].agg(how).groupby("process").sum()
+
+    loading, idle, load = (marks.get(m) for m in (LOADING, str(Phase.IDLE), str(Phase.LOAD)))
+    frame = pd.DataFrame(
+        {
+            "at_init": within(loading - 10**9 if loading else None, loading, "last"),
+            "idle": within(idle, load, "median"),
+            "peak_under_load": within(load, marks.get(str(Phase.STOP)), "max"),
+        }
+    )
+    return frame.rename_axis("process").reset_index()
+
+
+def _runtime(by_process: pd.DataFrame) -> tuple[int | None, str]:
+    known = by_process["at_init"].dropna()
+    if known.empty:
         return None, "no sample before the weights were loaded"
-    last = before.sort_values("time_ns").groupby("pid")["pss_bytes"].last()
-    return int(last.sum()), "PSS of the engine's processes just before the weights are loaded"
+    return int(known.sum()), "PSS of the engine's processes just before the weights are loaded"
+
+
+def _late_growth(by_process: pd.DataFrame) -> int | None:
+    """What the processes that hold no model grow by until the engine is idle."""
+    others = by_process[by_process["process"].isin(("api_server", "engine_core"))]
+    growth = (others["idle"] - others["at_init"]).dropna()
+    return None if growth.empty else int(growth.sum())
 
 
 def totals(record: RunRecord) -> pd.DataFrame:
@@ -177,16 +222,12 @@ def _holds(record: RunRecord, kv: KvPool, load: LoadFigures, started: bool) -> R
     if not started:
         return Rung(RungName.HOLDS, False, reason="not reached")
     if record.outcome == "died_under_load":
-        memory = re.search(r"out of memory|OutOfMemory|MemoryError|signal 9", reason, re.IGNORECASE)
-        return Rung(RungName.HOLDS, False, limited_by="memory" if memory else "engine", reason=reason)
-    if record.outcome in ("load_timed_out", "no_answers"):
+        limited_by = "memory" if _OUT_OF_MEMORY.search(reason) else "engine"
+        return Rung(RungName.HOLDS, False, limited_by=limited_by, reason=reason)
+    if record.outcome in ("load_timed_out", "no_answers", "requests_failed"):
         return Rung(RungName.HOLDS, False, limited_by="engine", reason=reason)
     if record.outcome != "completed":
         return Rung(RungName.HOLDS, None, reason=f"the load did not run to its end: {record.outcome}")
-    failed = {k: v for k, v in (record.manifest.get("answers") or {}).items() if k != "ok" and v}
-    if failed:
-        what = ", ".join(f"{n} {kind}" for kind, n in failed.items())
-        return Rung(RungName.HOLDS, False, limited_by="engine", reason=f"requests failed: {what}")
     steps = record.tables["steps"]
     waited = bool(steps["blocked_on_kv"].max()) if len(steps) else None
     usable, used = kv.usable_blocks, load.peak_blocks_used

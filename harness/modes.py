@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
@@ -39,12 +39,10 @@ class Session:
     vocab_size: int
     real_text: bool
     engine: vllm.Installed
-    scratch: Path | None = None
 
     def close(self) -> None:
         """Remove what was written for this session alone."""
-        if self.scratch:
-            shutil.rmtree(self.scratch, ignore_errors=True)
+        shutil.rmtree(self.plan.scratch, ignore_errors=True)
 
 
 def choose(scenario: Scenario, prediction: Account) -> tuple[Mode, str]:
@@ -78,20 +76,23 @@ def obstacle(mode: Mode, scenario: Scenario, prediction: Account) -> str | None:
     return None
 
 
-def prepare(mode: Mode, scenario: Scenario, prediction: Account, command: tuple[str, ...] = ()) -> Session:
+def prepare(mode: Mode, scenario: Scenario, prediction: Account) -> Session:
     """The session of a rehearsal or a measured run. Raises MachineError with what is missing."""
     why = obstacle(mode, scenario, prediction)
     if why:
         raise MachineError(f"--{'rehearse' if mode is Mode.REHEARSAL else 'measure'}: {why}")
     engine = vllm.require_cpu_build()
-    scratch = Path(tempfile.mkdtemp(prefix="loadfit-model-"))
+    make = _rehearsal if mode is Mode.REHEARSAL else _measured
+    scratch = None
     try:
-        make = _rehearsal if mode is Mode.REHEARSAL else _measured
-        session = make(scenario, prediction, engine, scratch)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
+        scratch = Path(tempfile.mkdtemp(prefix="loadfit-"))
+        return make(scenario, prediction, engine, scratch)
+    except BaseException as error:
+        if scratch:
+            shutil.rmtree(scratch, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise MachineError(f"the model's folder can't be made: {error}") from None
         raise
-    return replace(session, plan=replace(session.plan, command=command))
 
 
 def limits_of(resolved: Settings, kv: KvPool) -> Limits:
@@ -122,7 +123,8 @@ def _scheduler_arguments(limits: Limits) -> dict[str, str | int | float | bool]:
 def _rehearsal(scenario: Scenario, prediction: Account, engine: vllm.Installed, scratch: Path) -> Session:
     assert scenario.load is not None
     double = standin.stand_in(limits_of(settings(scenario), prediction.kv))
-    double.write(scratch)
+    model = scratch / "model"
+    double.write(model)
     limits = double.limits
     tokens = limits.num_blocks * limits.block_size
     expected = Account(
@@ -144,8 +146,8 @@ def _rehearsal(scenario: Scenario, prediction: Account, engine: vllm.Installed, 
         "enforce_eager": True,
         "kv_cache_memory_bytes": double.kv_cache_memory_bytes,
     }
-    plan = vllm.ServerPlan(scratch, arguments, environment={"HF_HUB_OFFLINE": "1"})
-    return Session(Mode.REHEARSAL, plan, expected, standin.VOCAB_SIZE, False, engine, scratch)
+    plan = vllm.ServerPlan(model, scratch, arguments, environment={"HF_HUB_OFFLINE": "1"})
+    return Session(Mode.REHEARSAL, plan, expected, standin.VOCAB_SIZE, False, engine)
 
 
 def _measured(scenario: Scenario, prediction: Account, engine: vllm.Installed, scratch: Path) -> Session:
@@ -154,8 +156,9 @@ def _measured(scenario: Scenario, prediction: Account, engine: vllm.Installed, s
     folder = _weights_folder(scenario, scratch)
     dummy = folder is None
     if folder is None:
-        folder = scratch
-        (scratch / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        folder = scratch / "model"
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     arguments: dict[str, str | int | float | bool] = {
         "block_size": resolved.block_size,
         "max_model_len": resolved.max_model_len,
@@ -175,10 +178,10 @@ def _measured(scenario: Scenario, prediction: Account, engine: vllm.Installed, s
     if dummy:
         arguments |= {"load_format": "dummy", "skip_tokenizer_init": True}
     plan = vllm.ServerPlan(
-        folder, arguments, environment={"HF_HUB_OFFLINE": "1"},
+        folder, scratch, arguments, environment={"HF_HUB_OFFLINE": "1"},
         trust_remote_code=scenario.engine.trust_remote_code,
     )  # fmt: skip
-    return Session(Mode.MEASURED, plan, prediction, int(config["vocab_size"]), not dummy, engine, scratch)
+    return Session(Mode.MEASURED, plan, prediction, int(config["vocab_size"]), not dummy, engine)
 
 
 def _weights_folder(scenario: Scenario, scratch: Path) -> Path | None:

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from harness import __version__, prompts, store
 from harness.client import Answer, Client, drive
 from harness.devices import procfs
 from harness.engines import log, vllm
-from harness.errors import EngineError, RecordError
+from harness.errors import EXIT_INTERRUPTED, EngineError, RecordError
 from harness.ledger import Account, Phase
 from harness.modes import Session
 from harness.sampler import MemorySampler, sample_metrics
@@ -28,13 +27,14 @@ from harness.scenario import Scenario
 from harness.traffic import requests
 
 START_TIMEOUT_S = 600.0
+GONE_TIMEOUT_S = 15.0  # vLLM's server looks after its engine every 5 s
 SETTLE_S = 1.0  # of quiet before and after the load
 LOADING = "loading"  # a mark beside the phases: the worker begins to load the weights
 
 # How a run can end. What is not "completed" is read from the folder like any other.
-COMPLETED, REFUSED, HUNG, DIED, TIMED_OUT, SILENT, INTERRUPTED, UNRECORDED = (
+COMPLETED, REFUSED, HUNG, DIED, TIMED_OUT, SILENT, FAILED, INTERRUPTED, UNRECORDED = (
     "completed", "refused_at_start", "hung_at_start", "died_under_load", "load_timed_out", "no_answers",
-    "interrupted", "not_recorded",
+    "requests_failed", "interrupted", "not_recorded",
 )  # fmt: skip
 
 
@@ -56,10 +56,7 @@ class Progress:
 
 def analytic(scenario: Scenario, prediction: Account, out: Path, why: str) -> store.RunFolder:
     """A run folder that holds the prediction alone; still to be finished."""
-    folder = store.RunFolder.create(out, scenario.name, "analytic")
-    _open_folder(folder, scenario, prediction, "analytic", why)
-    folder.save_manifest(outcome=COMPLETED)
-    return folder
+    return _begin(out, scenario, prediction, prediction, "analytic", why, COMPLETED)
 
 
 def execute(
@@ -79,66 +76,108 @@ def execute(
     the folder could be begun, MachineError where the port is taken.
     """
     port = vllm.free_port(port)
-    folder = store.RunFolder.create(out, scenario.name, session.mode)
-    _open_folder(folder, scenario, prediction, session.mode, why)
-    if session.expected is not prediction:
-        folder.write_json(store.REHEARSAL, session.expected.as_dict())
-    run = _Run(scenario, session, folder, port, start_timeout_s, progress or Progress())
-    try:
-        outcome, reason = _run_interruptibly(run.all())
-    except RecordError as error:  # the disk is full: say so, keep what there is
-        outcome, reason = UNRECORDED, str(error)
-    finally:
-        run.end()
-    with contextlib.suppress(RecordError):
-        folder.save_manifest(outcome=outcome, reason=reason, **run.facts())
+    with _Interrupts() as interrupts:
+        folder = _begin(out, scenario, prediction, session.expected, session.mode, why)
+        run = _Run(scenario, session, folder, port, start_timeout_s, progress or Progress())
+        try:
+            outcome, reason = interrupts.run(run.all())
+        except RecordError as error:  # the disk is full: say so, keep what there is
+            outcome, reason = UNRECORDED, str(error)
+        finally:
+            stage = run.progress.stage
+            run.end()
+        if interrupts.heard and outcome != UNRECORDED:
+            reason = f"{interrupts.heard} ({stage}; {run.progress.done} of {len(run.work)} requests had ended)"
+            outcome = INTERRUPTED
+        try:
+            folder.save_manifest(outcome=outcome, reason=reason, **run.facts())
+        except RecordError as error:
+            outcome, reason = UNRECORDED, str(error)
     folder.manifest.update(outcome=outcome, reason=reason)
     return folder
 
 
-def _open_folder(folder: store.RunFolder, scenario: Scenario, prediction: Account, mode: str, why: str) -> None:
-    folder.write_text(store.SCENARIO, scenario.as_yaml())
-    folder.write_json(store.PREDICTION, prediction.as_dict())
-    folder.save_manifest(
-        loadfit=__version__,
-        scenario=scenario.name,
-        question=scenario.question,
-        digest=scenario.digest,
-        mode=str(mode),
-        why=why,
-        began_unix_s=int(time.time()),
-        seed=scenario.load.seed if scenario.load else None,
-        host=procfs.host() if mode != "analytic" else None,
-        marks={},
-        outcome="running",
-    )
+def _begin(
+    out: Path, scenario: Scenario, prediction: Account, expected: Account, mode: str, why: str,
+    outcome: str = "running",
+) -> store.RunFolder:  # fmt: skip
+    """A run folder with all that is known before the run; none is left where it can't be written."""
+    folder = store.RunFolder.create(out, scenario.name, mode)
+    try:
+        folder.write_text(store.SCENARIO, scenario.as_yaml())
+        folder.write_json(store.PREDICTION, prediction.as_dict())
+        if expected is not prediction:
+            folder.write_json(store.REHEARSAL, expected.as_dict())
+        folder.save_manifest(
+            loadfit=__version__,
+            scenario=scenario.name,
+            question=scenario.question,
+            digest=scenario.digest,
+            mode=str(mode),
+            why=why,
+            began_unix_s=int(time.time()),
+            seed=scenario.load.seed if scenario.load else None,
+            host=procfs.host() if mode != "analytic" else None,
+            marks={},
+            outcome=outcome,
+        )
+    except RecordError:
+        folder.discard()
+        raise
+    return folder
 
 
-def _run_interruptibly(main: Coroutine[Any, Any, tuple[str, str]]) -> tuple[str, str]:
-    """Run ``main``; the first Ctrl-C or TERM ends it in order, a second one at once (the guard ends the engine)."""
+class _Interrupts:
+    """Ctrl-C, TERM and a terminal that closes: the first ends the run in order, a second one at once.
 
-    async def watched() -> tuple[str, str]:
-        task = asyncio.ensure_future(main)
-        loop = asyncio.get_running_loop()
-        heard: list[str] = []
+    They are heard until the engine is stopped, so that nothing cuts the stopping short. Ended at once,
+    we leave the engine to its guard.
+    """
 
-        def hear(name: str) -> None:
-            if heard:
-                os.write(2, b"\nstopped at once; the engine is being ended\n")
-                os._exit(130)
-            heard.append(name)
-            print(f"\n{name}: ending the run in order (once more: at once)", file=sys.stderr, flush=True)
-            task.cancel()
+    def __init__(self) -> None:
+        self.heard = ""
+        self._cancel: Callable[[], object] | None = None
+        self._before: dict[int, Any] = {}
 
-        for number in (signal.SIGINT, signal.SIGTERM):
-            with contextlib.suppress(ValueError, NotImplementedError, RuntimeError):
-                loop.add_signal_handler(number, hear, signal.Signals(number).name)
-        try:
-            return await task
-        except asyncio.CancelledError:
-            return INTERRUPTED, f"{heard[0] if heard else 'cancelled'} while {'running'}"
+    def __enter__(self) -> _Interrupts:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup stays nohup
+                with contextlib.suppress(ValueError):  # not the main thread: its owner handles signals
+                    self._before[number] = signal.signal(number, self._hear)
+        return self
 
-    return asyncio.run(watched())
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _hear(self, number: int, _frame: object) -> None:
+        again, self.heard = self.heard, self.heard or signal.Signals(number).name
+        text = "stopped at once; the engine is being ended" if again else (
+            f"{self.heard}: ending the run in order (once more: at once)"
+        )  # fmt: skip
+        with contextlib.suppress(OSError):
+            os.write(2, f"\nbench: {text}\n".encode())
+        if again:
+            os._exit(EXIT_INTERRUPTED)
+        if self._cancel:
+            self._cancel()
+
+    def run(self, main: Coroutine[Any, Any, tuple[str, str]]) -> tuple[str, str]:
+        """What ``main`` returns; (INTERRUPTED, "") where a signal ended it."""
+
+        async def watched() -> tuple[str, str]:
+            task, loop = asyncio.ensure_future(main), asyncio.get_running_loop()
+            self._cancel = lambda: loop.call_soon_threadsafe(task.cancel)
+            if self.heard:
+                task.cancel()
+            try:
+                return await task
+            except asyncio.CancelledError:
+                return INTERRUPTED, ""
+            finally:
+                self._cancel = None
+
+        return asyncio.run(watched())
 
 
 class _Run:
@@ -165,7 +204,7 @@ class _Run:
 
     def mark(self, phase: str) -> None:
         self.marks.setdefault(str(phase), time.monotonic_ns())
-        self.folder.save_manifest(marks=self.marks)
+        self.folder.save_manifest(**self.facts())
 
     def facts(self) -> dict[str, Any]:
         """What the manifest says of the engine and of the sampling."""
@@ -243,13 +282,12 @@ class _Run:
             self._read_log()
             self._check_recording()
             if self.server.exit_code is not None:
-                self._read_log()
                 return REFUSED, self.server.why()
             if await client.healthy():
                 self._read_log()
                 return None
             await asyncio.sleep(0.1)
-        said = log.reason(self.server.lines())
+        said = log.reason(log.read_lines(self.server.log_path))
         return HUNG, f"not healthy after {self.start_timeout_s:.0f} s" + (f"; it said: {said}" if said else "")
 
     def _read_log(self) -> None:
@@ -269,14 +307,19 @@ class _Run:
     async def _ask_probe(self, client: Client) -> dict[str, Any] | None:
         answer = await client.post("/collective_rpc", {"method": "loadfit_memory"})
         results = (answer or {}).get("results")
-        return results[0] if results and isinstance(results[0], dict) else None
+        return results[0] if isinstance(results, list) and results and isinstance(results[0], dict) else None
 
     async def _under_load(self, client: Client, table: store.TableWriter) -> tuple[str, str]:
         load, self.progress.total = self.load, len(self.work)
-        if self.session.real_text:
-            prompt_of = await prompts.real_text(client)
-        else:
-            prompt_of = prompts.made_up(load.seed, self.session.vocab_size)
+        try:
+            prompt_of = (
+                await prompts.real_text(client)
+                if self.session.real_text
+                else prompts.made_up(load.seed, self.session.vocab_size)
+            )
+        except EngineError as error:
+            gone = await self._gone(client)
+            return (DIED, gone) if gone else (SILENT, str(error))
         # The first requests are to start together: they queue while the scheduler is paused.
         paused = await client.post("/pause?mode=keep") is not None
 
@@ -298,14 +341,14 @@ class _Run:
             )
         )  # fmt: skip
         try:
-            ended = await self._watch(driving)
+            ended = await self._watch(client, driving)
         finally:
             driving.cancel()
-            with contextlib.suppress(asyncio.CancelledError, EngineError):
+            with contextlib.suppress(asyncio.CancelledError):
                 await driving
         return ended
 
-    async def _watch(self, driving: asyncio.Task[None]) -> tuple[str, str]:
+    async def _watch(self, client: Client, driving: asyncio.Task[None]) -> tuple[str, str]:
         deadline = time.monotonic() + self.load.timeout_s
         while not driving.done():
             await asyncio.wait({driving}, timeout=0.25)
@@ -319,25 +362,33 @@ class _Run:
                     f"{self.load.timeout_s:.0f} s"
                 )
         await driving
+        failed = self.progress.total - self.answers["ok"]
+        gone = await self._gone(client) if failed else None
+        if gone:
+            return DIED, gone
         if self.answers["ok"] == 0:
-            if self.server.exit_code is not None or not await self._still_there():
-                return DIED, self.server.why()
-            return SILENT, f"none of {self.progress.total} requests was answered: {self._first_error}"
+            return SILENT, f"none of {failed} requests was answered: {self._first_error}"
+        if failed:
+            return FAILED, f"{failed} of {self.progress.total} requests failed; the first: {self._first_error}"
         return COMPLETED, ""
 
-    async def _still_there(self) -> bool:
-        for _ in range(20):  # an engine that died under the last request needs a moment to be gone
-            await asyncio.sleep(0.1)
+    async def _gone(self, client: Client) -> str | None:
+        """Why the engine is no longer there, None where it is: one that died needs a moment to be gone."""
+        deadline = time.monotonic() + GONE_TIMEOUT_S
+        while time.monotonic() < deadline:
             if self.server.exit_code is not None:
-                return False
-        return True
+                return self.server.why()
+            if await client.healthy():
+                return None
+            await asyncio.sleep(0.1)
+        return f"it no longer says that it is healthy, and has not ended after {GONE_TIMEOUT_S:.0f} s"
 
     _first_error = ""
 
     def _record(self, table: store.TableWriter, answer: Answer) -> None:
         self.answers[answer.status] = self.answers.get(answer.status, 0) + 1
         self._first_error = self._first_error or answer.error
-        self.progress.done += 1
+        self.progress.done += answer.status != "unfinished"
         self.progress.on_change(self.progress)
         asked = answer.request
         table.append(

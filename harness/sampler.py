@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Iterable
@@ -54,13 +55,15 @@ class MemorySampler(threading.Thread):
 
     def _sample(self) -> None:
         processes = []
+        names: dict[int, str] = {}  # a process that ends loses its title before it is gone
         listed = last = 0.0
         while not self._ending.is_set():
             begun = time.monotonic()
             if begun - listed >= PROCESS_LIST_INTERVAL_S:
                 found = procfs.engine_processes(self._guard_pid)
                 first = found[0].pid if found else None
-                processes = [(p, procfs.role(p, first) or "starting") for p in found]
+                names |= {p.pid: procfs.role(p, first) or names.get(p.pid, "starting") for p in found}
+                processes = [(p, names[p.pid]) for p in found]
                 listed = begun
             for process, name in processes:
                 reading = procfs.read(process, name)
@@ -103,8 +106,8 @@ def read_metrics(lines: Iterable[str]) -> dict[str, float | None]:
         for family in text_string_to_metric_families("\n".join(wanted) + "\n"):
             for sample in family.samples:
                 column = by_name.get(sample.name)
-                if column:
+                if column and math.isfinite(sample.value):
                     values[column] = (values[column] or 0.0) + float(sample.value)
-    except (ValueError, KeyError, IndexError):
+    except Exception:  # the parser lets malformed pages out as many kinds of error
         return dict.fromkeys(METRICS)
     return values

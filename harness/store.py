@@ -7,18 +7,21 @@ every second. What a killed run leaves behind can be read like any other: a last
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import datetime
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import RecordError
+from harness.engines.log import printable, read_lines
+from harness.errors import EXIT_MACHINE, RecordError
 from harness.ledger import Account
 
 if TYPE_CHECKING:
@@ -48,8 +51,15 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def _full(error: OSError, path: Path) -> RecordError:
-    return RecordError(f"{path} can't be written: {error.strerror or error}; what was written before stays readable")
+class WriteError(RecordError):
+    """The disk takes no more: a fault of the machine, not of what was asked."""
+
+    exit_code = EXIT_MACHINE
+
+
+def _full(error: OSError | ValueError, path: Path) -> WriteError:
+    why = getattr(error, "strerror", None) or error
+    return WriteError(f"{path} can't be written: {why}; what was written before stays readable")
 
 
 class TableWriter:
@@ -74,7 +84,7 @@ class TableWriter:
             if time.monotonic() - self._flushed >= self._flush_s:
                 self._file.flush()
                 self._flushed = time.monotonic()
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise _full(error, self.path) from None
 
     def close(self) -> None:
@@ -124,7 +134,9 @@ class RunFolder:
                 out.flush()
                 os.fsync(out.fileno())
             beside.replace(self.path / name)
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            with contextlib.suppress(OSError):
+                beside.unlink(missing_ok=True)
             raise _full(error, self.path / name) from None
 
     def write_json(self, name: str, data: Any) -> None:
@@ -140,18 +152,24 @@ class RunFolder:
         """A writer for the table ``name``."""
         return TableWriter(self.path / f"{name}.csv", COLUMNS[name], flush_s)
 
+    def discard(self) -> None:
+        """Remove it: nothing was measured yet."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
     def finish(self) -> Path:
         """Give the folder its whole name, and ``latest`` beside it; the new path."""
         whole = self.path.with_name(self.path.name.removesuffix(PARTIAL))
         try:
             self.path.rename(whole)
-            self.path = whole
-            link = whole.parent / f".latest-{os.getpid()}"
+        except OSError as error:
+            raise _full(error, whole) from None
+        self.path = whole
+        link = whole.parent / f".latest-{os.getpid()}"
+        with contextlib.suppress(OSError):
             link.symlink_to(whole.name)
             link.replace(whole.parent / "latest")
-        except OSError as error:
-            if self.path != whole:
-                raise _full(error, whole) from None
+        with contextlib.suppress(OSError):
+            link.unlink(missing_ok=True)
         return self.path
 
 
@@ -182,7 +200,18 @@ class RunRecord:
     @property
     def marks(self) -> dict[str, int]:
         """Phase -> monotonic ns of its beginning."""
-        return {str(k): int(v) for k, v in self.manifest.get("marks", {}).items()}
+        return {k: v for k, v in (self.manifest.get("marks") or {}).items() if type(v) is int}
+
+    @property
+    def probe(self) -> dict[str, int]:
+        """What the worker told of its memory, in bytes; a figure that it could not read is not there."""
+        return {k: v for k, v in (self.manifest.get("probe") or {}).items() if type(v) is int}
+
+    @property
+    def block_size(self) -> int | None:
+        """The block size that the engine was given, in tokens."""
+        size = ((self.manifest.get("engine") or {}).get("arguments") or {}).get("block_size")
+        return size if type(size) is int and size > 0 else None
 
 
 def read(path: str | Path) -> RunRecord:
@@ -198,6 +227,10 @@ def read(path: str | Path) -> RunRecord:
     if manifest.get("schema") != SCHEMA:
         raise RecordError(f"{folder} was written by another version (schema {manifest.get('schema')!r}, not {SCHEMA})")
     problems: list[str] = []
+    for key in ("marks", "engine", "probe", "answers", "sampling"):
+        if not isinstance(manifest.get(key), dict | None):
+            problems.append(f"{MANIFEST}: {key} is of another shape and is left out")
+            manifest[key] = None
     prediction = _read_account(folder / PREDICTION, problems)
     rehearsal = _read_account(folder / REHEARSAL, []) if (folder / REHEARSAL).exists() else None
     # An analytic run has no tables; pandas stays out of its path.
@@ -210,7 +243,7 @@ def read(path: str | Path) -> RunRecord:
         prediction=prediction or Account(),
         rehearsal=rehearsal,
         tables=tables,
-        log_lines=tuple(_read_text(folder / ENGINE_LOG).splitlines()),
+        log_lines=tuple(read_lines(folder / ENGINE_LOG)),
         problems=tuple(problems),
     )
 
@@ -224,11 +257,20 @@ def _read_text(path: Path) -> str:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return _printable(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RecordError(f"{path} can't be read: {error}") from None
+
+
+def _printable(value: Any) -> Any:
+    """JSON data with every text on one line, and nothing in it that a terminal would act on."""
+    if isinstance(value, dict):
+        return {printable(k): _printable(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_printable(v) for v in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 def _read_account(path: Path, problems: list[str]) -> Account | None:
@@ -239,23 +281,40 @@ def _read_account(path: Path, problems: list[str]) -> Account | None:
         return None
 
 
+_WORDS = ("process", "status", "error", "text")  # columns of text; all others hold numbers
+_NUMBER = re.compile(r"(?:-?\d{1,18}(?:\.\d+)?(?:[eE][-+]?\d{1,2})?)?", re.ASCII)
+
+
 def _read_table(path: Path, name: str, problems: list[str]) -> pd.DataFrame:
+    """The rows that are whole; one that was cut short or can't be right is left out, and said so."""
     import io
 
     import pandas as pd
 
-    text = _read_text(path)
-    whole, _, rest = text.rpartition("\n")
-    if rest:
+    head, *lines = _read_text(path).split("\n")
+    columns = head.split(",")
+    if not set(COLUMNS[name]) <= set(columns):
+        if head:
+            problems.append(f"{path.name} has other columns than {', '.join(COLUMNS[name])}")
+        return pd.DataFrame(columns=list(COLUMNS[name]))
+    if lines and lines.pop():
         problems.append(f"{path.name}: its last line was cut short and is left out")
-    lines = re.sub(r"(?m)^#.*\n?", "", whole + "\n") if whole else ""
-    try:
-        frame = pd.read_csv(io.StringIO(lines), on_bad_lines="skip", dtype={"text": str, "error": str})
-    except (ValueError, pd.errors.ParserError):  # EmptyDataError is a ValueError
-        return pd.DataFrame(columns=list(COLUMNS[name]))
-    if not set(COLUMNS[name]) <= set(frame.columns):
-        problems.append(f"{path.name} has other columns than {', '.join(COLUMNS[name])}")
-        return pd.DataFrame(columns=list(COLUMNS[name]))
-    numbers = [c for c in COLUMNS[name] if c not in ("process", "status", "error", "text")]
-    frame[numbers] = frame[numbers].apply(pd.to_numeric, errors="coerce")
+    numbers = [i for i, column in enumerate(columns) if column not in _WORDS]
+    rows = [line for line in lines if not line.startswith("#")]
+    whole = [printable(row) for row in rows if _whole(row, len(columns), numbers)]
+    if len(whole) < len(rows):
+        problems.append(f"{path.name}: {len(rows) - len(whole)} lines can't be read and are left out")
+    text = {c: str for c in columns if c in _WORDS}
+    frame = pd.read_csv(io.StringIO("\n".join([head, *whole])), dtype=text)
+    numeric = [c for c in columns if c not in text]
+    frame[numeric] = frame[numeric].apply(pd.to_numeric)
     return frame
+
+
+def _whole(row: str, width: int, numbers: list[int]) -> bool:
+    """Whether ``row`` has all its cells, a number in the first and numbers or nothing in the others of ``numbers``."""
+    try:
+        cells = next(csv.reader([row], strict=True)) if '"' in row else row.split(",")
+    except (csv.Error, StopIteration):
+        return False
+    return len(cells) == width and cells[0] != "" and all(_NUMBER.fullmatch(cells[i]) for i in numbers)

@@ -33,7 +33,7 @@ def parse_bytes(text: str | int) -> int:
         raise ValueError("a size like '80 GiB' or a whole number of bytes")
     unit = (match[2] or "B").upper()
     if unit not in _UNITS:
-        raise ValueError(f"a size in B, KB, MB, GB, KiB, MiB or GiB, not in {match[2]!r}")
+        raise ValueError(f"a size in B, KB, MB, GB, TB, KiB, MiB, GiB or TiB")
     return round(float(match[1]) * _UNITS[unit])
 
 

@@ -2,29 +2,53 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from dataclasses import dataclass
+import tempfile
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+from harness.ledger import LoadFigures
 from harness.scenario import Load
 from harness.simulate import Limits
 from harness.traffic import prompt_ids, requests
 
-
-@dataclass
-class OracleFigures:
-    steps: int = 0
-    preemptions: int = 0
-    peak_running: int = 0
-    peak_waiting: int = 0
-    peak_blocks_used: int = 0
-    tokens_scheduled: int = 0
+VOCABULARY = 32_000
 
 
-def run(load: Load, limits: Limits, folder: Path, *, per_step: list | None = None) -> OracleFigures:
-    """The figures that vLLM's Scheduler gives for ``load`` (all arrivals as in harness.simulate)."""
-    import torch
+@cache
+def _engine_config(max_num_seqs: int, max_num_batched_tokens: int, max_model_len: int, caching: bool) -> Any:
+    """vLLM's own VllmConfig for a model that is never built."""
     from vllm.engine.arg_utils import EngineArgs
+
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(
+            json.dumps(
+                {
+                    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64,
+                    "num_attention_heads": 1, "num_key_value_heads": 1, "num_hidden_layers": 1,
+                    "intermediate_size": 64, "vocab_size": VOCABULARY, "head_dim": 64,
+                    "torch_dtype": "bfloat16", "max_position_embeddings": max_model_len,
+                    "rms_norm_eps": 1e-5,
+                }
+            )
+        )  # fmt: skip
+        return EngineArgs(
+            model=folder, skip_tokenizer_init=True, max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens,
+            enable_prefix_caching=caching, async_scheduling=False,
+        ).create_engine_config()  # fmt: skip
+
+
+def run(
+    load: Load, limits: Limits, *, per_step: list[tuple[int, int, int, int]] | None = None
+) -> LoadFigures:
+    """The figures that vLLM's Scheduler gives for ``load`` (all arrivals as in harness.simulate).
+
+    ``per_step`` receives (blocks used, running, waiting, preemptions so far) after each schedule.
+    """
+    import torch
     from vllm.sampling_params import SamplingParams
     from vllm.utils.hashing import sha256
     from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
@@ -34,21 +58,9 @@ def run(load: Load, limits: Limits, folder: Path, *, per_step: list | None = Non
     from vllm.v1.request import Request
     from vllm.v1.structured_output import StructuredOutputManager
 
-    (folder / "config.json").write_text(
-        json.dumps(
-            {
-                "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64,
-                "num_attention_heads": 1, "num_key_value_heads": 1, "num_hidden_layers": 1,
-                "intermediate_size": 64, "vocab_size": 32000, "head_dim": 64, "torch_dtype": "bfloat16",
-                "max_position_embeddings": max(limits.max_model_len, 64), "rms_norm_eps": 1e-5,
-            }
-        )
-    )  # fmt: skip
-    config = EngineArgs(
-        model=str(folder), skip_tokenizer_init=True, max_model_len=limits.max_model_len,
-        max_num_seqs=limits.max_num_seqs, max_num_batched_tokens=limits.max_num_batched_tokens,
-        enable_prefix_caching=limits.enable_prefix_caching, async_scheduling=False,
-    ).create_engine_config()  # fmt: skip
+    config = _engine_config(
+        limits.max_num_seqs, limits.max_num_batched_tokens, limits.max_model_len, limits.enable_prefix_caching
+    )
     config.cache_config.block_size = limits.block_size
     config.cache_config.num_gpu_blocks = limits.num_blocks
     spec = FullAttentionSpec(limits.block_size, num_kv_heads=1, head_size=64, dtype=torch.bfloat16)
@@ -63,12 +75,12 @@ def run(load: Load, limits: Limits, folder: Path, *, per_step: list | None = Non
     hasher = get_request_block_hasher(limits.block_size, sha256) if limits.enable_prefix_caching else None
 
     work = requests(load)
-    end = {f"r{r.index}": r.output_tokens for r in work}
+    ends = {f"r{r.index}": r.output_tokens for r in work}
 
-    def add(r) -> None:
+    def add(r: Any) -> None:
         scheduler.add_request(
             Request(
-                f"r{r.index}", prompt_ids(r, load.seed, 32000),
+                f"r{r.index}", prompt_ids(r, load.seed, VOCABULARY),
                 SamplingParams(max_tokens=r.output_tokens, ignore_eos=True), None, block_hasher=hasher,
             )
         )  # fmt: skip
@@ -76,33 +88,32 @@ def run(load: Load, limits: Limits, folder: Path, *, per_step: list | None = Non
     for r in work[: load.concurrency]:
         add(r)
     later = iter(work[load.concurrency :])
-    out = OracleFigures()
+    steps = preemptions = tokens = peak_running = peak_waiting = peak_blocks = 0
     while scheduler.has_unfinished_requests():
         plan = scheduler.schedule()
-        out.steps += 1
-        out.preemptions += len(plan.preempted_req_ids or ())
-        out.tokens_scheduled += plan.total_num_scheduled_tokens
+        steps += 1
+        preemptions += len(plan.preempted_req_ids or ())
+        tokens += plan.total_num_scheduled_tokens
         running, waiting = scheduler.get_request_counts()
         used = round(scheduler.kv_cache_manager.usage * (limits.num_blocks - 1))
-        out.peak_running = max(out.peak_running, running)
-        out.peak_waiting = max(out.peak_waiting, waiting)
-        out.peak_blocks_used = max(out.peak_blocks_used, used)
+        peak_running, peak_waiting = max(peak_running, running), max(peak_waiting, waiting)
+        peak_blocks = max(peak_blocks, used)
         if per_step is not None:
-            per_step.append((used, running, waiting, out.preemptions))
+            per_step.append((used, running, waiting, preemptions))
         ids = list(plan.num_scheduled_tokens)
-        done = []
-        sampled = []
+        sampled, ended = [], 0
         for i in ids:
             request = scheduler.requests[i]
             complete = request.num_computed_tokens >= request.num_tokens
-            sampled.append([7] if complete else [])
-            if complete and request.num_output_tokens + 1 == end[i]:
-                done.append(i)
+            # A token of its own for each request, so that no two requests ever share a block.
+            sampled.append([10 + int(i[1:])] if complete else [])
+            ended += complete and request.num_output_tokens + 1 == ends[i]
         scheduler.update_from_output(
             plan, ModelRunnerOutput(ids, {x: n for n, x in enumerate(ids)}, sampled_token_ids=sampled)
         )
-        for _ in done:
-            following = next(later, None)
-            if following is not None:
-                add(following)
-    return out
+        for r in itertools.islice(later, ended):
+            add(r)
+    return LoadFigures(
+        peak_blocks_used=peak_blocks, peak_running=peak_running, peak_waiting=peak_waiting,
+        preemptions=preemptions, steps=steps, tokens_scheduled=tokens,
+    )  # fmt: skip

@@ -233,3 +233,38 @@ def _batch(data: dict[str, Any], memory_bytes: int, gpu_name: str) -> dict[str, 
         if memory_bytes >= row["memory_at_least_gib"] * GIB and not barred:
             return {k: row[k] for k in ("max_num_seqs", "max_num_batched_tokens")}
     raise AssertionError("the last row of batch_defaults takes every GPU")
+
+
+# -- this computer ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CpuRuntime:
+    """What vLLM's processes take on a CPU beside weights and pool; (low, likely, high) bytes each.
+
+    ``processes``: PSS of api_server, engine_core and worker before a model is loaded; ``late_growth``: what the
+    first two still grow by until the engine is idle.
+    ``growth_under_load``: what all of them grow by from idle to the peak of a load, activations left out.
+    """
+
+    processes: dict[str, tuple[int, int, int]]
+    late_growth: tuple[int, int, int]
+    growth_under_load: tuple[int, int, int]
+    source: str
+
+
+@cache
+def cpu_runtime() -> CpuRuntime:
+    """Measured by this project: there is no published figure."""
+    data = _data("cpu_runtime.json")
+
+    def three(values: list[int]) -> tuple[int, int, int]:
+        low, likely, high = values
+        return low, likely, high
+
+    return CpuRuntime(
+        {name: three(p) for name, p in data["processes"].items()},
+        three(data["late_growth"]),
+        three(data["growth_under_load"]),
+        data["source"],
+    )

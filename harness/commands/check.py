@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from harness.errors import EXIT_USAGE, LoadfitError
+from harness.errors import EXIT_USAGE, LoadfitError, ScenarioError
+from harness.predict import settings
 from harness.scenario import load_scenario
 
 
@@ -20,10 +21,14 @@ def check(files: tuple[str, ...]) -> int:
     bad = 0
     for file in files:
         try:
-            load_scenario(file)
-        except LoadfitError as error:
+            scenario = load_scenario(file)
+            settings(scenario)  # what vLLM would refuse before it looks at the memory
+        except ScenarioError as error:
             bad += 1
             click.echo(str(error), err=True)
+        except LoadfitError as error:
+            bad += 1
+            click.echo(f"{file}: {error}", err=True)
         else:
             click.echo(f"{file}: ok")
     return EXIT_USAGE if bad else 0

@@ -8,7 +8,14 @@ import time
 from collections.abc import Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from harness import run
 
@@ -45,7 +52,8 @@ class _Lines:
             return
         self._stage, self._told = state.stage, now
         count = f" {state.done}/{state.total} requests" if state.total and state.stage == "under load" else ""
-        print(f"[{now - self._began:6.1f} s] {state.stage}{count}{_live(state)}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # nobody reads it: the run goes on
+            print(f"[{now - self._began:6.1f} s] {state.stage}{count}{_live(state)}", file=sys.stderr, flush=True)
 
 
 def _live(state: run.Progress) -> str:

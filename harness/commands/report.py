@@ -15,13 +15,13 @@ def find(path: Path) -> Path:
     """The run folder that ``path`` names: itself, or the latest run of a scenario's folder."""
     if (path / store.MANIFEST).exists() or not path.is_dir():
         return path
-    latest = path / "latest"
-    if latest.is_dir():
-        return latest
-    runs = sorted(p.parent for p in path.glob(f"*/{store.MANIFEST}"))
+    runs = sorted(p.parent for p in path.glob(f"*/{store.MANIFEST}") if not p.parent.is_symlink())
+    whole = [run for run in runs if run.suffix != store.PARTIAL]
     if not runs:
         raise RecordError(f"{path} holds no {store.MANIFEST}: not a run folder, or cut short before the run began")
-    return runs[-1]
+    if whole and runs[-1] != whole[-1]:
+        click.echo(f"bench: a later run was cut short, or is still under way: {runs[-1]}", err=True)
+    return (whole or runs)[-1]
 
 
 @click.command()
@@ -47,8 +47,12 @@ def report(folder: Path, form: str, out: Path | None) -> None:
     if form == "csv":
         from harness.report.tables import from_reading
 
-        for path in from_reading(reading).to_csv(out or reading.record.path / "csv"):
-            click.echo(str(path))
+        target = out or reading.record.path / "csv"
+        try:
+            paths = from_reading(reading).to_csv(target)
+        except OSError as error:
+            raise RecordError(f"{target} can't be written: {error.strerror}") from None
+        click.echo("\n".join(map(str, paths)))
         return
     if form == "json":
         from harness.report.document import document

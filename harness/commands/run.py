@@ -135,7 +135,7 @@ def _engine(
     from harness.commands.progress import watching
     from harness.run import execute
 
-    session = modes.prepare(mode, scenario, prediction, _stand_in_command())
+    session = modes.prepare(mode, scenario, prediction)
     try:
         with watching() as progress:
             folder = execute(
@@ -145,26 +145,9 @@ def _engine(
     finally:
         session.close()
     if folder.manifest["outcome"] == "not_recorded":
-        _say(scenario, f"{folder.manifest['reason']}")
-        _say(scenario, f"what there is: {folder.path}")
+        click.echo(f"bench: {folder.manifest['reason']}: {folder.path}", err=True)
         return EXIT_MACHINE, None
     return _conclude(folder, quiet=quiet)
-
-
-def _stand_in_command() -> tuple[str, ...]:
-    """Another server in vLLM's place: ``LOADFIT_SERVER_COMMAND``, a JSON list (for tests and debugging)."""
-    import os
-
-    given = os.environ.get("LOADFIT_SERVER_COMMAND")
-    if not given:
-        return ()
-    try:
-        command = json.loads(given)
-    except ValueError:
-        command = None
-    if not isinstance(command, list) or not all(isinstance(c, str) for c in command):
-        raise UsageError('LOADFIT_SERVER_COMMAND is not a JSON list of texts, such as ["python", "server.py"]')
-    return tuple(command)
 
 
 def _conclude(folder: store.RunFolder, *, quiet: bool) -> tuple[int, Reading]:
@@ -174,6 +157,7 @@ def _conclude(folder: store.RunFolder, *, quiet: bool) -> tuple[int, Reading]:
 
     reading = understand(store.read(folder.path))
     report = build(reading)
+    unrecorded = False
     try:
         folder.write_json(store.COMPARISON, reading.comparison.as_dict())
         if reading.measured:
@@ -182,6 +166,7 @@ def _conclude(folder: store.RunFolder, *, quiet: bool) -> tuple[int, Reading]:
         folder.finish()
     except RecordError as error:
         click.echo(f"bench: {error}", err=True)
+        unrecorded = True
     reading = understand(store.read(folder.path))
     if not quiet:
         from rich.console import Console
@@ -192,18 +177,30 @@ def _conclude(folder: store.RunFolder, *, quiet: bool) -> tuple[int, Reading]:
         click.echo(f"\nRun folder: {folder.path}")
     else:
         click.echo(f"run folder: {folder.path}", err=True)
-    return _exit_code(reading, report.expectation_met), reading
+    return EXIT_MACHINE if unrecorded else _exit_code(reading, report.expectation_met), reading
 
 
 def _exit_code(reading: Reading, met: bool | None) -> int:
     outcome = reading.record.outcome
-    if outcome == "interrupted":
-        return EXIT_INTERRUPTED
-    if outcome != "completed" and not met:
-        # A failure that the scenario expects is a result; this one it did not expect.
+    if outcome != "completed" and not (met and _expected(reading)):
         click.echo(f"bench: {outcome}: {reading.record.manifest.get('reason', '')}", err=True)
-        return EXIT_ENGINE
+        return EXIT_INTERRUPTED if outcome == "interrupted" else EXIT_ENGINE
     return EXIT_NOT_MET if met is False else EXIT_MET
+
+
+def _expected(reading: Reading) -> bool:
+    """Whether the engine's failure is one that the scenario speaks of: then it is a result, not an error.
+
+    A stand-in is never expected to fail, and a crash of the engine under load is no lack of memory.
+    """
+    outcome, expect = reading.record.outcome, reading.scenario.expect
+    if reading.record.mode != "measured":
+        return False
+    if outcome in ("refused_at_start", "hung_at_start"):
+        return False in (expect.loads, expect.admits, expect.starts)
+    holds = reading.measured.rung("HOLDS") if reading.measured else None
+    out_of_memory = outcome == "died_under_load" and holds is not None and holds.limited_by == "memory"
+    return expect.holds is False and (out_of_memory or outcome == "load_timed_out")
 
 
 def _say(scenario: Scenario, text: str) -> None:

@@ -42,7 +42,7 @@ def role(process: psutil.Process, first_pid: int | None) -> str | None:
     try:
         if process.pid == first_pid:
             return "api_server"
-        title = " ".join(process.cmdline()[:3])
+        title = " ".join(process.cmdline()[:6])
     except psutil.Error:
         return None
     match = re.search(r"VLLM::(EngineCore|Worker)\w*", title)

@@ -1,10 +1,10 @@
 """Starts a server and sees to it that nothing of it outlives us, whatever happens to us.
 
-    python -m harness.engines.guard GRACE_S COMMAND [ARG ...]
+    python -m harness.engines.guard GRACE_S SCRATCH COMMAND [ARG ...]
 
 The one who starts the guard holds the other end of its standard input. When that end closes, by intent
 or because its holder was killed, the guard ends the command: TERM, then KILL to every descendant that is
-still there after GRACE_S seconds. On Linux it is the subreaper of all of them, so a grandchild that lost
+still there after GRACE_S seconds, and removes the folder SCRATCH. On Linux it is the subreaper of all of them, so a grandchild that lost
 its parent comes back here instead of escaping. It exits with the command's own code (128 + signal where
 a signal ended it).
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,7 +57,14 @@ def _kill_all(deadline: float) -> None:
 
 def main(argv: list[str]) -> int:
     """Run the command of ``argv`` under guard; returns its exit code."""
-    grace_s, command = float(argv[0]), argv[1:]
+    grace_s, scratch, command = float(argv[0]), argv[1], argv[2:]
+    try:
+        return _guard(command, grace_s)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _guard(command: list[str], grace_s: float) -> int:
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
     for ignored in (signal.SIGINT, signal.SIGHUP):  # a Ctrl-C is the holder's to handle
         signal.signal(ignored, signal.SIG_IGN)
@@ -65,7 +73,7 @@ def main(argv: list[str]) -> int:
     try:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent)
     except OSError as error:
-        print(f"guard: {command[0]} can't be started: {error.strerror}", file=sys.stderr, flush=True)
+        print(f"guard: error: {command[0]} can't be started: {error.strerror}", file=sys.stderr, flush=True)
         return 127
 
     def watch_holder() -> None:

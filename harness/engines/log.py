@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
+MAX_LINE = 2_000  # characters of a line that are looked at
+MAX_BYTES = 4 << 20  # of a log: so much of its beginning, and so much of its end
+
+# What a terminal would act on: escape sequences whole, then control, direction and surrogate characters.
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)?", re.DOTALL)
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]+")
 # Prefixes of vLLM's log records: "(Worker pid=42) INFO 11-24 06:53:00 [file.py:1] text".
 _RECORD = re.compile(r"^(?:\((?P<process>[^)]*)\)\s*)?(?:(?P<level>INFO|WARNING|ERROR|DEBUG) \S+ \S+ \[[^\]]*\] ?)?")
 
@@ -26,11 +33,32 @@ _QUOTABLE = re.compile(
 )
 # The exceptions that say why; the generic ones that wrap them come last.
 _REASON = re.compile(
-    r"(?P<kind>[\w.]*(?:OutOfMemoryError|ValueError|RuntimeError|OSError|FileNotFoundError|PermissionError|"
+    r"(?<![\w.])(?P<kind>[\w.]*(?:OutOfMemoryError|ValueError|RuntimeError|OSError|FileNotFoundError|PermissionError|"
     r"ValidationError|ImportError|ModuleNotFoundError|MemoryError|KeyError|AssertionError|NotImplementedError|"
-    r"TypeError|AttributeError|HTTPError|RepositoryNotFoundError)): (?P<text>.+)$|error: (?P<usage>.+)$"
+    r"TypeError|AttributeError|HTTPError|RepositoryNotFoundError)): (?P<text>.+)$|error: (?P<usage>.+)$|"
+    r"(?<!\w)(?P<dead>\w+ proc \S+ died unexpectedly.*)$"
 )
 _WRAPPERS = ("Engine core initialization failed", "WorkerProc initialization failed", "cancelled", "EngineDeadError")
+
+
+def printable(text: str) -> str:
+    """``text`` on one line, without anything that a terminal would act on."""
+    return text if text.isprintable() else _CONTROLS.sub(" ", _ESCAPES.sub("", text))
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a log as printable text; of a huge one its beginning and its end. [] where there is none."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES)
+            size = file.seek(0, 2)
+            if size > 2 * MAX_BYTES:
+                raw += b"\n[...]\n"
+            file.seek(max(MAX_BYTES, size - MAX_BYTES))
+            raw += file.read(MAX_BYTES)
+    except OSError:
+        return []
+    return [printable(line[:MAX_LINE]) for line in re.split(r"[\r\n]+", raw.decode("utf-8", "replace")) if line]
 
 
 def plain(line: str) -> str:
@@ -58,7 +86,8 @@ def reason(lines: Iterable[str]) -> str | None:
         match = _REASON.search(plain(line))
         if not match:
             continue
-        text = f"{match['kind']}: {match['text']}" if match["kind"] else f"error: {match['usage']}"
+        kind, usage = match["kind"], match["usage"]
+        text = f"{kind}: {match['text']}" if kind else f"error: {usage}" if usage else match["dead"]
         if any(w in text for w in _WRAPPERS):
             found = found or text
         elif found is None or any(w in found for w in _WRAPPERS):

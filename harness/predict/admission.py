@@ -4,17 +4,19 @@
     available = requested - weights - non_torch - activation_peak - graphs     (graphs from 0.21 on)
     num_blocks = available // bytes_per_block
 
-Source: ``request_memory`` (vllm/v1/worker/utils.py), ``determine_available_memory`` (vllm/v1/worker/gpu_worker.py),
-``get_kv_cache_configs`` and ``_check_enough_kv_cache_memory`` (vllm/v1/core/kv_cache_utils.py), vLLM 0.32; the same
-arithmetic in 0.19, whose one difference (the null block is not set aside in the check) is at most one block.
+Source: ``request_memory`` (vllm/v1/worker/utils.py), ``determine_available_memory``
+(vllm/v1/worker/gpu_worker.py), ``get_kv_cache_configs`` and ``_check_enough_kv_cache_memory``
+(vllm/v1/core/kv_cache_utils.py), vLLM 0.32. Older versions check without setting the null block aside: a
+difference of one block, not modelled.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import chain, repeat
 
-from harness.architecture import Architecture
+from harness.architecture import Architecture, stage_layers
 from harness.catalog import Gpu
 from harness.ledger import KvPool, Term
 from harness.predict import activations, kv_cache, overhead
@@ -23,12 +25,13 @@ from harness.predict.settings import Settings
 from harness.predict.weights import tensors, weights
 from harness.units import GIB, MIB
 
+KV_CACHE = "kv_cache"
 DOCS = "See https://docs.vllm.ai/en/latest/configuration/conserving_memory/ for more details."
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The terms of one rank, in bytes. ``available`` may be negative: nothing is left for the KV cache."""
+    """The terms of one rank, in bytes. ``profiled`` may be negative: nothing is left for the KV cache."""
 
     stage: int
     cuda_total: Estimate
@@ -38,13 +41,14 @@ class Budget:
     activation: Estimate
     graphs: Estimate
     requested: Estimate
-    available: Estimate
+    profiled: Estimate  # what the profile leaves for KV
+    available: Estimate  # the same, unless the pool is set by hand
     token_bytes: int
     block_bytes: int
 
     @property
     def blocks(self) -> int:
-        """Blocks that ``available`` buys, none where it is negative."""
+        """Blocks that ``available`` buys; none where it is negative."""
         return max(self.available.bytes // self.block_bytes, 0)
 
 
@@ -59,7 +63,11 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Grant:
-    """The pool of the fullest rank, or the refusal. ``check_bytes`` is what one request must fit into."""
+    """The pool of the fullest rank, or the refusal.
+
+    A request of max_model_len needs ``needed_bytes``; it must fit into ``check_bytes``, the grant less the
+    null block.
+    """
 
     budget: Budget
     pool: KvPool
@@ -69,13 +77,23 @@ class Grant:
     log: tuple[str, ...]
 
 
-def format_gib(size: int) -> str:
-    """Bytes as vLLM prints GiB (``format_gib``, vllm/utils/mem_utils.py, 0.32): ``58.11``, ``69.8``."""
-    return f"{round(size / GIB, 2)}"
+def grant(architecture: Architecture, settings: Settings, gpu: Gpu) -> Grant:
+    """What the fullest rank is granted: every rank gets as many blocks as the poorest can hold."""
+    budgets = [
+        budget(architecture, settings, gpu, stage) for stage in _distinct_stages(architecture, settings)
+    ]
+    fullest = min(budgets, key=lambda b: (b.available.bytes // b.block_bytes, -b.weights.bytes))
+    needed = kv_cache.blocks_for(settings.max_model_len, settings.block_size) * fullest.block_bytes
+    check = fullest.available.bytes - fullest.block_bytes
+    refusal = _refusal(architecture, settings, fullest, needed, check)
+    pool = KvPool(fullest.token_bytes, fullest.block_bytes, settings.block_size)
+    if refusal is None:
+        pool = kv_cache.pool(fullest.blocks, fullest.token_bytes, settings)
+    return Grant(fullest, pool, refusal, needed, check, _log(settings, fullest, pool, refusal))
 
 
 def budget(architecture: Architecture, settings: Settings, gpu: Gpu, stage: int) -> Budget:
-    """The terms of one rank of pipeline stage ``stage``."""
+    """The terms of one rank of pipeline stage ``stage`` (from 0)."""
     total = overhead.cuda_total(gpu)
     parts = (
         weights(architecture, settings, stage),
@@ -84,11 +102,12 @@ def budget(architecture: Architecture, settings: Settings, gpu: Gpu, stage: int)
         overhead.cuda_graphs(architecture, settings, stage),
     )
     requested = _requested(total, settings.gpu_memory_utilization)
+    profiled = _profiled(requested, parts, settings)
     token = kv_cache.bytes_per_token(architecture, settings, stage)
-    return Budget(
-        stage, total, overhead.runtime_at_init(settings, gpu), *parts, requested,
-        _available(requested, parts, settings, token * settings.block_size), token, token * settings.block_size,
-    )  # fmt: skip
+    block = token * settings.block_size
+    available = _by_hand(settings, block) or profiled
+    init = overhead.runtime_at_init(settings, gpu)
+    return Budget(stage, total, init, *parts, requested, profiled, available, token, block)
 
 
 def _requested(total: Estimate, share: float) -> Estimate:
@@ -96,44 +115,31 @@ def _requested(total: Estimate, share: float) -> Estimate:
     return Estimate(likely, low, high, f"ceil(cuda_total x {share})")
 
 
-def _available(
-    requested: Estimate, parts: tuple[Estimate, ...], settings: Settings, block_bytes: int
-) -> Estimate:
-    if settings.num_gpu_blocks_override is not None:
-        return Estimate.exact(settings.num_gpu_blocks_override * block_bytes, "num_gpu_blocks_override")
-    if settings.kv_cache_memory_bytes is not None:
-        return Estimate.exact(settings.kv_cache_memory_bytes, "kv_cache_memory_bytes")
-    counted = parts if settings.defaults.graphs_in_budget else parts[:-1]
-    source = "requested - weights - non_torch_increase - activation_peak"
+def _profiled(requested: Estimate, parts: tuple[Estimate, ...], settings: Settings) -> Estimate:
+    in_budget = settings.defaults.graphs_in_budget
+    counted = parts if in_budget else parts[:-1]
     return Estimate(
         requested.bytes - sum(p.bytes for p in counted),
         requested.low - sum(p.high for p in counted),
         requested.high - sum(p.low for p in counted),
-        source + (" - cuda_graphs" if settings.defaults.graphs_in_budget else ""),
+        "requested - weights - non_torch_increase - activation_peak"
+        + (" - cuda_graphs" if in_budget else ""),
     )
 
 
-def grant(architecture: Architecture, settings: Settings, gpu: Gpu) -> Grant:
-    """What the fullest rank is granted: every rank gets as many blocks as the poorest can hold."""
+def _by_hand(settings: Settings, block_bytes: int) -> Estimate | None:
+    if settings.num_gpu_blocks_override is not None:
+        return Estimate.exact(settings.num_gpu_blocks_override * block_bytes, "num_gpu_blocks_override")
+    if settings.kv_cache_memory_bytes is not None:
+        return Estimate.exact(settings.kv_cache_memory_bytes, "kv_cache_memory_bytes")
+    return None
+
+
+def _distinct_stages(architecture: Architecture, settings: Settings) -> list[int]:
+    """One stage of each kind: those between the first and the last differ in their layers only."""
     stages = settings.pipeline_parallel_size
-    # Stages between the first and the last differ in their layers only: the fullest of each length will do.
-    budgets = [budget(architecture, settings, gpu, stage) for stage in _distinct(architecture, stages)]
-    fullest = min(budgets, key=lambda b: (b.available.bytes // b.block_bytes, -b.weights.bytes))
-    needed = kv_cache.blocks_for(settings.max_model_len, settings.block_size) * fullest.block_bytes
-    check = fullest.available.bytes - fullest.block_bytes  # one block is the null block
-    refusal = _refusal(architecture, settings, fullest, needed, check)
-    pool = KvPool(fullest.token_bytes, fullest.block_bytes, settings.block_size)
-    if refusal is None:
-        pool = kv_cache.pool(fullest.blocks, fullest.token_bytes, settings)
-    return Grant(fullest, pool, refusal, needed, check, _log(settings, fullest, pool, refusal))
-
-
-def _distinct(architecture: Architecture, stages: int) -> list[int]:
-    from harness.architecture import stage_layers
-
-    layers = stage_layers(architecture.layers, stages)
     seen: dict[tuple[int, bool, bool], int] = {}
-    for stage, count in enumerate(layers):
+    for stage, count in enumerate(stage_layers(architecture.layers, stages)):
         seen.setdefault((count, stage == 0, stage == stages - 1), stage)
     return sorted(seen.values())
 
@@ -157,46 +163,53 @@ def _refusal(
         longest = kv_cache.longest_that_fits(
             check, b.block_bytes, settings.block_size, settings.max_model_len
         )
-        return Refusal(not_enough(settings.max_model_len, needed, check, longest), "kv_cache")
+        return Refusal(not_enough(settings.max_model_len, needed, check, longest), KV_CACHE)
     return None
 
 
 def _largest(b: Budget) -> str:
     terms = {
-        Term.WEIGHTS: b.weights, Term.NON_TORCH_INCREASE: b.non_torch,
-        Term.ACTIVATION_PEAK: b.activation, Term.CUDA_GRAPHS: b.graphs,
-    }  # fmt: skip
+        Term.WEIGHTS: b.weights,
+        Term.NON_TORCH_INCREASE: b.non_torch,
+        Term.ACTIVATION_PEAK: b.activation,
+        Term.CUDA_GRAPHS: b.graphs,
+    }
     return max(terms, key=lambda t: terms[t].bytes)
+
+
+def format_gib(size: int) -> str:
+    """Bytes as vLLM prints GiB (``format_gib``, vllm/utils/mem_utils.py, 0.32): ``58.11``, ``69.8``."""
+    return f"{round(size / GIB, 2)}"
 
 
 def _not_free(settings: Settings, b: Budget, free: int) -> str:
     return (
-        f"ValueError: Free memory on device cuda:0 ({format_gib(free)}/{format_gib(b.cuda_total.bytes)} GiB) on startup "
-        f"is less than desired GPU memory utilization ({settings.gpu_memory_utilization}, "
-        f"{format_gib(b.requested.bytes)} GiB). Decrease GPU memory utilization or reduce GPU memory used by other "
-        "processes."
+        f"ValueError: Free memory on device cuda:0 ({format_gib(free)}/{format_gib(b.cuda_total.bytes)} GiB) "
+        f"on startup is less than desired GPU memory utilization ({settings.gpu_memory_utilization}, "
+        f"{format_gib(b.requested.bytes)} GiB). Decrease GPU memory utilization or reduce GPU memory used "
+        "by other processes."
     )
 
 
 def no_memory() -> str:
     """vLLM's refusal where nothing is left for the KV cache."""
     return (
-        "ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization` when initializing "
-        "the engine (this flag also controls CPU memory reservation on the CPU backend, despite its name). "
-        + DOCS
+        "ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization` when "
+        "initializing the engine (this flag also controls CPU memory reservation on the CPU backend, despite "
+        "its name). " + DOCS
     )
 
 
 def not_enough(max_model_len: int, needed: int, check: int, longest: int) -> str:
     """vLLM's refusal where one request of ``max_model_len`` tokens needs more than ``check`` bytes."""
-    estimate = (
-        f"Based on the available memory, the estimated maximum model length is {longest}. " if longest else ""
-    )
+    estimate = ""
+    if longest:
+        estimate = f"Based on the available memory, the estimated maximum model length is {longest}. "
     return (
         f"ValueError: To serve at least one request with the model's max seq len ({max_model_len}), "
         f"({format_gib(needed)} GiB KV cache is needed, which is larger than the available KV cache memory "
-        f"({format_gib(check)} GiB). {estimate}Try increasing `gpu_memory_utilization` (which also controls CPU memory on "
-        "the CPU backend) or decreasing `max_model_len` when initializing the engine. " + DOCS
+        f"({format_gib(check)} GiB). {estimate}Try increasing `gpu_memory_utilization` (which also controls "
+        "CPU memory on the CPU backend) or decreasing `max_model_len` when initializing the engine. " + DOCS
     )
 
 
@@ -221,38 +234,39 @@ def _segment(size: int) -> int:
 def _oom(total: int, outside: int, allocated: int, tried: int) -> str:
     used = outside + allocated
     return (
-        f"torch.OutOfMemoryError: CUDA out of memory. Tried to allocate {_torch_size(_segment(tried))}. GPU 0 has a "
-        f"total capacity of {_torch_size(total)} of which {_torch_size(max(total - used, 0))} is free. Including "
-        f"non-PyTorch memory, this process has {_torch_size(used)} memory in use. Of the allocated memory "
-        f"{_torch_size(allocated)} is allocated by PyTorch, and 0 bytes is reserved by PyTorch but unallocated."
+        f"torch.OutOfMemoryError: CUDA out of memory. Tried to allocate {_torch_size(_segment(tried))}. "
+        f"GPU 0 has a total capacity of {_torch_size(total)} of which {_torch_size(max(total - used, 0))} is "
+        f"free. Including non-PyTorch memory, this process has {_torch_size(used)} memory in use. Of the "
+        f"allocated memory {_torch_size(allocated)} is allocated by PyTorch, and 0 bytes is reserved by "
+        "PyTorch but unallocated."
     )
 
 
 def load_oom(architecture: Architecture, settings: Settings, b: Budget) -> str:
-    """The error of the first weight that finds no room, in the order in which vLLM makes them."""
+    """The error of the first weight that finds no room: embeddings, layer after layer, then the rest."""
     free, allocated = b.cuda_total.bytes - b.init.bytes, 0
     parts = list(tensors(architecture, settings, b.stage))
-    layers = max((t.count for t in parts), default=1)
-    once_before = [t for t in parts if t.count < layers and t.name.startswith("embed")]
-    repeated = [t for t in parts if t.count == layers and t not in once_before]
-    once_after = [t for t in parts if t not in once_before and t not in repeated]
-    for tensor in (*once_before, *repeated * layers, *once_after):
+    layer = [t for t in parts if t.in_layer]
+    before = [t for t in parts if t.name.startswith("embed")]
+    after = [t for t in parts if not t.in_layer and t not in before]
+    for tensor in chain(before, chain.from_iterable(repeat(layer, layer[0].count)), after):
         if allocated + _segment(tensor.bytes) > free:
-            return _oom(b.cuda_total.bytes, b.init.bytes, allocated, tensor.bytes)
+            break
         allocated += tensor.bytes
-    return _oom(b.cuda_total.bytes, b.init.bytes, allocated, parts[-1].bytes)
+    return _oom(b.cuda_total.bytes, b.init.bytes, allocated, tensor.bytes)
 
 
 def profile_oom(architecture: Architecture, settings: Settings, b: Budget) -> str:
-    """The error of a profile run that finds no room: the largest tensor of its path is taken for the last straw."""
+    """The error of a profile run that finds no room, its largest tensor taken for the last straw."""
     width = architecture.intermediate // settings.tensor_parallel_size * (2 if architecture.gated else 1)
     mlp = settings.max_num_batched_tokens * width * settings.dtype_bytes
-    logits = (
-        activations.profiled_rows(settings) * architecture.vocab * (4 if settings.model_runner == "v1" else 2)
-    )
-    tried, free = max(mlp, logits), b.cuda_total.bytes - b.init.bytes - b.non_torch.bytes
+    per_logit = 4 if settings.model_runner == "v1" else settings.dtype_bytes
+    logits = activations.profiled_rows(settings) * architecture.vocab * per_logit
+    outside = b.init.bytes + b.non_torch.bytes
+    free = max(b.cuda_total.bytes - outside, 0)
+    tried = max(mlp, logits)
     allocated = min(max(free - tried + 1, b.weights.bytes), free)
-    return _oom(b.cuda_total.bytes, b.init.bytes + b.non_torch.bytes, allocated, tried)
+    return _oom(b.cuda_total.bytes, outside, allocated, tried)
 
 
 # -- the log ---------------------------------------------------------------------------------------
@@ -261,18 +275,24 @@ def profile_oom(architecture: Architecture, settings: Settings, b: Budget) -> st
 def _log(settings: Settings, b: Budget, pool: KvPool, refusal: Refusal | None) -> tuple[str, ...]:
     """The lines that the engine prints about its memory, in its version's form, the refusal last."""
     lines = []
-    before_the_pool = refusal is not None and (refusal.reconstructed or refusal.term == Term.RUNTIME_AT_INIT)
-    pinned = settings.kv_cache_memory_bytes is not None or settings.num_gpu_blocks_override is not None
-    if not before_the_pool and not pinned:
-        lines.append(f"Available KV cache memory: {format_gib(b.available.bytes)} GiB")
+    if refusal is None or not (refusal.reconstructed or refusal.term == Term.RUNTIME_AT_INIT):
+        lines += _profile_lines(settings, b)
     if refusal is not None:
         return (*lines, refusal.text)
     size = f"GPU KV cache size: {pool.tokens:,} tokens"
-    concurrency = (
-        f"Maximum concurrency for {settings.max_model_len:,} tokens per request: {pool.max_concurrency:.2f}x"
-    )
-    return (
-        (*lines, f"{size}, {concurrency}")
-        if settings.defaults.one_line_kv_log
-        else (*lines, size, concurrency)
-    )
+    per_request = f"for {settings.max_model_len:,} tokens per request: {pool.max_concurrency:.2f}x"
+    if settings.defaults.one_line_kv_log:
+        return (*lines, f"{size}, Maximum concurrency {per_request}")
+    return (*lines, size, f"Maximum concurrency {per_request}")
+
+
+def _profile_lines(settings: Settings, b: Budget) -> list[str]:
+    lines = []
+    if settings.kv_cache_memory_bytes is None:
+        lines.append(f"Available KV cache memory: {format_gib(b.profiled.bytes)} GiB")
+    if settings.num_gpu_blocks_override is not None:
+        found, override = settings.kv_cache_memory_bytes or b.profiled.bytes, settings.num_gpu_blocks_override
+        lines.append(
+            f"Overriding num_gpu_blocks={found // b.block_bytes} with num_gpu_blocks_override={override}"
+        )
+    return lines

@@ -1,7 +1,7 @@
 """What is neither weights, activations nor KV: the device's own share, CUDA, NCCL, graphs.
 
-Every constant is the mean of public vLLM 0.19 runs on H100 SXM (the rows of harness/catalog/evidence.csv), its
-interval their spread. On another GPU the interval is wider; the likely figure is the same.
+Every constant is the mean of public vLLM 0.19 runs on H100 SXM (the rows of harness/catalog/evidence.csv),
+its interval their spread. On another GPU the interval is wider; the likely figure is the same.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ _HIDDEN_GIB, _HIDDEN_LEAST, _HIDDEN_MOST = 0.44, 0.23, 0.85
 # CUDA totals are printed with two decimals.
 _PRINTED = GIB // 200
 
-# (ranks) -> GiB: likely, low, high. Rows with tp=1: 25 runs 0.51. tp=2, 4: 1.51, 1.53 (1.99, 2.05 on other nodes).
-# pp=2, 4: 1.43, 1.48.
+# GiB: likely, low, high. One rank: 0.51 in 23 runs of 23. tp=2, 4: 1.51, 1.53 (1.99, 2.05 on other nodes);
+# pp=2, 4: 1.43, 1.48. Elsewhere: a V0 report on an RTX 3090 has 0.35 (vllm-project/vllm issue 10517).
 _INIT_ONE, _INIT_MANY = (0.51, 0.50, 0.52), (1.50, 1.40, 2.06)
 _INIT_ONE_ELSEWHERE = (0.51, 0.20, 0.80)
 _INIT_MANY_ELSEWHERE = (1.50, 0.40, 2.20)
-# non-torch increase by tp. 1: 22 runs of 0.19, 0.24-0.25 (by version: engines.json). 2: 2.06, 2.07, 2.10. 4: 2.13, 2.13,
-# 2.21. pipeline only: 0.07 twice.
+# Non-torch increase by tp. 1: 23 runs of 0.19, 0.24 to 0.25 (by version: engines.json). 2: 2.06, 2.07, 2.10.
+# 4: 2.13, 2.13, 2.21. A pipeline without tp: 0.07 twice. Beyond: no run is public.
 _INCREASE_ONE_BELOW, _INCREASE_ONE_ABOVE = 0.02, 0.03
 _INCREASE = {2: (2.08, 2.04, 2.12), 4: (2.16, 2.11, 2.23)}
 _INCREASE_BEYOND = (2.20, 1.50, 3.00)
 _INCREASE_PIPELINE = (0.07, 0.06, 0.10)
-# Graphs, GiB = a + b x layers of the stage: least squares on 18 distinct dense configurations (8 to 80 layers,
-# 51 sizes), MAE 0.08, residuals -0.19 to +0.10. vLLM's own estimate of the same runs strays -0.28 to +0.86 from it.
+# Graphs, GiB = a + b x layers of the stage: least squares on the distinct dense configurations of the
+# evidence (8 to 80 layers, 51 sizes), MAE 0.08, residuals -0.19 to +0.10. vLLM's own estimate of the same
+# runs: -0.28 to +0.30, and once +0.86 (h100-019-35: 1.69 GiB estimated, 0.76 taken).
 _GRAPHS_A, _GRAPHS_B = 0.305, 0.0174
 _GRAPHS_ACTUAL, _GRAPHS_ESTIMATED = (0.20, 0.11), (0.29, 0.30)
 _ALL_SIZES = 256  # max_num_seqs from which all sizes up to 512 are captured
@@ -44,7 +45,9 @@ def cuda_total(gpu: Gpu) -> Estimate:
             gpu.cuda_total_bytes, _PRINTED, _PRINTED, f"seen by CUDA: {gpu.cuda_total_source}"
         )
     return Estimate.within(
-        gpu.memory_bytes - _HIDDEN_GIB * GIB, (_HIDDEN_MOST - _HIDDEN_GIB) * GIB, (_HIDDEN_GIB - _HIDDEN_LEAST) * GIB,
+        gpu.memory_bytes - _HIDDEN_GIB * GIB,
+        (_HIDDEN_MOST - _HIDDEN_GIB) * GIB,
+        (_HIDDEN_GIB - _HIDDEN_LEAST) * GIB,
         f"NVML's total less {_HIDDEN_GIB} GiB: the median of seven GPUs whose CUDA total is public",
     )  # fmt: skip
 

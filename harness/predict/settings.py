@@ -110,13 +110,14 @@ def _max_model_len(given: int | None, architecture: Architecture) -> int:
     if chosen > architecture.max_model_len:
         raise UsageError(
             f"User-specified max_model_len ({chosen}) is greater than the derived max_model_len "
-            f"({architecture.max_len_key}={architecture.max_model_len} or model_max_length=None in model's config.json)."
+            f"({architecture.max_len_key}={architecture.max_model_len} or model_max_length=None in model's "
+            "config.json)."
         )
     window = architecture.sliding_window
     if window is not None and window < chosen:
         raise UsageError(
-            f"config: sliding_window: {window} is less than max_model_len {chosen}: sliding-window attention is not "
-            f"supported yet (set engine.max_model_len to {window} or less)"
+            f"config: sliding_window: {window} is less than max_model_len {chosen}: sliding-window attention "
+            f"is not supported yet (set engine.max_model_len to {window} or less)"
         )
     return chosen
 
@@ -148,8 +149,8 @@ def _dtype(scenario: Scenario, architecture: Architecture, weights: WeightFormat
     if asked == "bfloat16" and gpu is not None and not has_bf16:
         raise UsageError(
             "Bfloat16 is only supported on GPUs with compute capability of at least 8.0. "
-            f"Your {gpu.title} GPU has compute capability {gpu.compute_capability}. You can use float16 instead by "
-            "explicitly setting the `dtype` flag in CLI, for example: --dtype=half."
+            f"Your {gpu.title} GPU has compute capability {gpu.compute_capability}. You can use float16 "
+            "instead by explicitly setting the `dtype` flag in CLI, for example: --dtype=half."
         )
     if asked != "auto":
         return asked
@@ -172,7 +173,7 @@ def _model_runner(
 
 
 def resolve_format(scenario: Scenario, config: dict[str, Any]) -> WeightFormat:
-    """The format of the quantizable layers: as the scenario says, else as the config's quantization_config."""
+    """The format of the quantizable layers: the scenario's, else that of the config's quantization_config."""
     name = scenario.weights.format
     found = catalog.weight_format(name)
     if found.bits is None:
@@ -195,8 +196,8 @@ def _from_config(config: dict[str, Any]) -> WeightFormat:
     name = _format_name(quantization)
     if name is None:
         raise UsageError(
-            "config: quantization_config: this kind is not supported yet (known: awq and gptq of 4 bits, fp8, "
-            "compressed-tensors of 4 or 8 bits); say weights.format to choose one"
+            "config: quantization_config: this kind is not supported yet (known: awq and gptq of 4 bits, "
+            "fp8, compressed-tensors of 4 or 8 bits); say weights.format to choose one"
         )
     return catalog.weight_format(name)
 

@@ -28,6 +28,7 @@ class Tensor:
     name: str
     bytes: int
     count: int
+    in_layer: bool
 
 
 def allocated(size: int) -> int:
@@ -51,11 +52,11 @@ def tensors(architecture: Architecture, settings: Settings, stage: int) -> Itera
             count = 1  # a tied lm_head needs the embedding on the last stage too
         if count:
             for name, size in _stored(component, architecture, settings):
-                yield Tensor(name, size, count)
+                yield Tensor(name, size, count, component.place == "layer")
     if architecture.rotary_shape is not None:
         positions, dims = architecture.rotary_shape
         # One cache for all layers, in the model's dtype (rotary_embedding/base.py, 0.19 to 0.32).
-        yield Tensor("rotary cos_sin_cache", positions * dims * settings.dtype_bytes, 1)
+        yield Tensor("rotary cos_sin_cache", positions * dims * settings.dtype_bytes, 1, False)
 
 
 def _stored(

@@ -10,18 +10,18 @@ from harness.compare import Comparison, FigureRow, RungRow, TermRow, check, comp
 from harness.errors import LoadfitError, UsageError
 from harness.explain import explain
 from harness.ledger import Account
-from harness.measure import measure
+from harness.measure import measure, processes
 from harness.scenario import Scenario, parse_scenario
 from harness.simulate import Point, simulate
-from harness.units import gib, human
+from harness.units import GIB, MIB, human
 
 if TYPE_CHECKING:
     from harness.store import RunRecord
 
 QUESTIONS = {
-    "LOADS": "do weights and runtime fit?",
-    "ADMITS": "is a KV pool granted?",
-    "STARTS": "does it survive warm-up?",
+    "LOADS": "do the weights fit?",
+    "ADMITS": "is a pool granted?",
+    "STARTS": "does warm-up pass?",
     "HOLDS": "does the load run freely?",
 }
 TERM_WORDS = {
@@ -31,6 +31,7 @@ TERM_WORDS = {
     "activation_peak": "activation peak",
     "cuda_graphs": "CUDA graphs",
     "kv_available": "KV pool",
+    "kv_cache": "KV cache",
     "kv_used": "of the pool, used",
     "unattributed": "unattributed",
     "total": "total",
@@ -123,6 +124,7 @@ def build(reading: Reading) -> Report:
         Section("Four rungs", table=_rungs_table(comparison)),
         Section("Memory for each device", table=_terms_table(comparison.terms, reading.measured is not None and
                 any(t.measured is not None for t in comparison.terms))),
+        Section("Memory by process", table=_process_table(reading)),
         Section("Block pool and load", table=_figures_table(comparison)),
         Section("Over the load", quoted=tuple(_timeline(reading))),
         Section("The engine's own words", quoted=tuple(_words(reading))),
@@ -175,9 +177,11 @@ def _rungs_table(comparison: Comparison) -> Table:
     def margin(row: RungRow) -> str:
         if row.margin is None:
             return "–"
+        small = abs(row.margin) < GIB // 10
+        scale, unit = (MIB, " MiB") if small else (GIB, " GiB")
         if row.margin_low is None or row.margin_high is None:
-            return f"{row.margin / 2**30:+.2f}"
-        return f"{row.margin / 2**30:+.2f} ({row.margin_low / 2**30:+.2f} to {row.margin_high / 2**30:+.2f})"
+            return f"{row.margin / scale:+.1f}{unit}"
+        return f"{row.margin / scale:+.1f} ({row.margin_low / scale:+.1f} … {row.margin_high / scale:+.1f}){unit}"
 
     rows = tuple(
         (r.rung, QUESTIONS[r.rung], verdict(r.predicted), verdict(r.measured), margin(r),
@@ -185,7 +189,7 @@ def _rungs_table(comparison: Comparison) -> Table:
         for r in comparison.rungs
     )  # fmt: skip
     return Table(
-        ("rung", "question", "predicted", "measured", "margin GiB (low to high)", "limited by"), rows,
+        ("rung", "question", "predicted", "measured", "margin (low … high)", "limited by"), rows,
         frozenset({0, 1, 5}),
     )  # fmt: skip
 
@@ -193,17 +197,37 @@ def _rungs_table(comparison: Comparison) -> Table:
 def _terms_table(terms: Sequence[TermRow], measured: bool) -> Table:
     rows = []
     seen = ""
+    largest = max((t.predicted or t.measured or 0 for t in terms), default=0)
+    unit, scale, digits = ("GiB", GIB, 2) if largest >= 8 * GIB else ("MiB", MIB, 1)
+
+    def size(value: int | None, sign: str = "") -> str:
+        return "–" if value is None else f"{value / scale:{sign},.{digits}f}"
+
     for t in terms:
-        span = f"{gib(t.low)} – {gib(t.high)}" if t.low is not None and t.high is not None else "–"
-        row = [t.phase if t.phase != seen else "", TERM_WORDS.get(t.term, t.term), gib(t.predicted), span]
+        span = f"{size(t.low)} – {size(t.high)}" if t.low is not None and t.high is not None else "–"
+        row = [t.phase if t.phase != seen else "", TERM_WORDS.get(t.term, t.term), size(t.predicted), span]
         if measured:
-            error = "–" if t.error is None else f"{t.error / 2**30:+.2f}"
             percent = "–" if t.error_pct is None else f"{t.error_pct:+.1f} %"
-            row += [gib(t.measured), error, percent]
+            row += [size(t.measured), size(t.error, "+"), percent]
         rows.append(tuple(row))
         seen = t.phase
-    columns = ["phase", "term", "predicted GiB", "low – high"]
-    return Table(tuple(columns + ["measured GiB", "error", ""] * measured), tuple(rows), frozenset({0, 1}))
+    columns = ["phase", "term", f"predicted {unit}", "low – high"]
+    return Table(tuple(columns + [f"measured {unit}", "error", ""] * measured), tuple(rows), frozenset({0, 1}))
+
+
+def _process_table(reading: Reading) -> Table | None:
+    if reading.record.mode != "measured":
+        return None
+    frame = processes(reading.record)
+
+    def size(value: float) -> str:
+        return "–" if value != value else f"{value / MIB:,.1f}"
+
+    rows = tuple(
+        (str(name).replace("_", " "), *map(size, sizes))
+        for name, *sizes in frame.itertuples(index=False, name=None)
+    )
+    return Table(("process", "PSS before weights, MiB", "idle", "peak under load"), rows)
 
 
 def _number(value: float | None) -> str:

@@ -14,6 +14,7 @@ import pandas as pd
 
 from harness import store
 from harness.ledger import Account
+from harness.measure import PROCESS_COLUMNS, processes
 from harness.report.content import Reading, understand
 
 
@@ -34,6 +35,7 @@ class Run:
                    scheduler step that scheduled tokens.
     ``requests``   index, prompt_tokens, output_tokens (asked), tokens_out (the engine's count), sent_ns, first_ns,
                    end_ns, status (ok, cut, http, connection), error, text.
+    ``processes``  process, at_init, idle, peak_under_load: PSS in bytes of each kind of process.
     ``marks``      phase, time_ns.
 
     Times are monotonic nanoseconds of one host; bytes are whole numbers; what could not be read is missing (NaN).
@@ -50,10 +52,11 @@ class Run:
     metrics: pd.DataFrame
     steps: pd.DataFrame
     requests: pd.DataFrame
+    processes: pd.DataFrame
     marks: pd.DataFrame
 
     def frames(self) -> dict[str, pd.DataFrame]:
-        """Name -> frame, for all nine."""
+        """Name -> frame, for all ten."""
         return {name: value for name, value in vars(self).items() if isinstance(value, pd.DataFrame)}
 
     def to_csv(self, folder: str | os.PathLike[str]) -> list[Path]:
@@ -84,6 +87,7 @@ def from_reading(reading: Reading) -> Run:
         rungs=_frame(comparison.rungs),
         figures=_frame(comparison.figures),
         **{name: record.tables.get(name, pd.DataFrame(columns=list(store.COLUMNS[name]))) for name in store.COLUMNS},
+        processes=processes(record) if record.mode == "measured" else pd.DataFrame(columns=list(PROCESS_COLUMNS)),
         marks=pd.DataFrame(
             {"phase": list(record.marks), "time_ns": list(record.marks.values())}
         ).sort_values("time_ns", ignore_index=True),

@@ -58,7 +58,8 @@ def _body(section: Section) -> list[RenderableType]:
 def _table(table: Table) -> RichTable:
     rich = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
     for i, name in enumerate(table.columns):
-        rich.add_column(name, justify="left" if i in table.left else "right", overflow="fold")
+        left = i in table.left
+        rich.add_column(name, justify="left" if left else "right", overflow="fold", no_wrap=not left)
     for row in table.rows:
         rich.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
     return rich

@@ -1,0 +1,193 @@
+"""The same account for a scenario whose device is this computer.
+
+The engine's processes share the computer's memory, so there is no budget and no profile: the pool is what
+the scenario sets, and what a process takes before it holds a model is measured, not derived
+(harness/catalog/cpu_runtime.json). Source: ``CPUWorker`` of vllm/v1/worker/cpu_worker.py, vLLM 0.32.
+"""
+
+from __future__ import annotations
+
+import math
+
+from harness import catalog
+from harness.architecture import Architecture, from_config
+from harness.errors import UsageError
+from harness.ledger import Account, Entry, KvPool, Ledger, LoadFigures, Phase, Rung, RungName, Term
+from harness.predict import fit, kv_cache
+from harness.predict.admission import KV_CACHE, Budget, Grant, Refusal, no_memory, not_enough
+from harness.predict.estimate import Estimate
+from harness.predict.settings import Settings, settings
+from harness.predict.weights import tensors
+from harness.scenario import Scenario
+from harness.units import gib
+
+DEVICE = "cpu"
+
+
+def predict_cpu(scenario: Scenario) -> Account:
+    """What ``scenario`` takes of this computer. Raises UsageError where vLLM would refuse its arguments."""
+    chosen = settings(scenario)
+    if chosen.tensor_parallel_size * chosen.pipeline_parallel_size > 1:
+        raise UsageError("device: cpu: tensor and pipeline parallelism are not supported on this computer")
+    architecture = from_config(scenario.config())
+    given = _grant(architecture, chosen, scenario)
+    verdicts, figures = _rungs(chosen, scenario, given)
+    return Account(
+        ledger=_ledger(given, figures),
+        kv=given.pool,
+        rungs=verdicts,
+        load=figures,
+        engine_says=given.log,
+        notes=("On a CPU the pool is resident from the start, as on a GPU: memory tells the flag, blocks the need.",),
+    )
+
+
+# -- the terms -----------------------------------------------------------------------------------------
+
+
+def _grant(architecture: Architecture, chosen: Settings, scenario: Scenario) -> Grant:
+    memory = _memory()
+    token = kv_cache.bytes_per_token(architecture, chosen)
+    block = token * chosen.block_size
+    weights = _weights(architecture, chosen)
+    runtime = _runtime()
+    available = _pool(chosen, block, memory, weights)
+    nothing = Estimate.exact(0, "no such term on a CPU")
+    budget = Budget(
+        stage=0, cuda_total=memory, init=runtime, weights=weights, non_torch=_late_growth(),
+        activation=_activations(architecture, chosen, scenario), graphs=nothing, requested=memory,
+        profiled=available, available=available, token_bytes=token, block_bytes=block,
+    )  # fmt: skip
+    needed = kv_cache.blocks_for(chosen.max_model_len, chosen.block_size) * block
+    check = available.bytes - block
+    refusal = None
+    if check <= 0:
+        refusal = Refusal(no_memory(), KV_CACHE)
+    elif needed > check:
+        longest = kv_cache.longest_that_fits(check, block, chosen.block_size, chosen.max_model_len)
+        refusal = Refusal(not_enough(chosen.max_model_len, needed, check, longest), KV_CACHE)
+    if refusal:
+        return Grant(budget, KvPool(token, block, chosen.block_size), refusal, needed, check, (refusal.text,))
+    pool = kv_cache.pool(budget.blocks, token, chosen)
+    said = (
+        f"CPU KV cache size: {pool.tokens:,} tokens, Maximum concurrency for {chosen.max_model_len:,} tokens per "
+        f"request: {pool.max_concurrency:.2f}x"
+    )
+    return Grant(budget, pool, None, needed, check, (said,))
+
+
+def _memory() -> Estimate:
+    import psutil
+
+    return Estimate.exact(psutil.virtual_memory().total, "memory of this computer")
+
+
+def _weights(architecture: Architecture, chosen: Settings) -> Estimate:
+    """Parameters and the rotary cache, without the rounding of a GPU's allocator."""
+    total = sum(t.bytes * t.count for t in tensors(architecture, chosen, 0))
+    return Estimate.exact(total, f"sum over tensors ({chosen.weight_format.name}) and rotary cache")
+
+
+def _runtime() -> Estimate:
+    """Python, PyTorch and vLLM in the engine's three processes, before a model is loaded."""
+    known = catalog.cpu_runtime()
+    parts = known.processes.values()
+    return Estimate(
+        sum(p[1] for p in parts), sum(p[0] for p in parts), sum(p[2] for p in parts),
+        "PSS of " + ", ".join(known.processes) + f" before a model is loaded: {known.source}",
+    )  # fmt: skip
+
+
+def _late_growth() -> Estimate:
+    """What the API server and the engine core still grow by while the worker loads."""
+    known = catalog.cpu_runtime()
+    low, likely, high = known.late_growth
+    return Estimate(likely, low, high, f"growth of api_server and engine_core until idle: {known.source}")
+
+
+def step_tensors(architecture: Architecture, chosen: Settings, scenario: Scenario) -> int:
+    """Bytes of one step's tensors at their largest: the layers' path or the sampler's, as on a GPU
+    (harness/predict/activations.py), with the tokens and rows that the load can bring."""
+    load = scenario.load
+    rows = min(chosen.max_num_seqs, load.concurrency if load else 1)
+    tokens = chosen.max_num_batched_tokens
+    hidden = tokens * architecture.hidden * chosen.dtype_bytes
+    mlp = (3 if architecture.gated else 2) * tokens * architecture.intermediate * chosen.dtype_bytes
+    return max(3 * hidden + mlp, hidden + rows * architecture.vocab * (12 + chosen.dtype_bytes))
+
+
+def _activations(architecture: Architecture, chosen: Settings, scenario: Scenario) -> Estimate:
+    """The growth under load. Nothing is profiled at start, and the C library keeps freed pieces, so the
+    interval is measured, not derived."""
+    known = catalog.cpu_runtime()
+    low, likely, high = known.growth_under_load
+    step = step_tensors(architecture, chosen, scenario)
+    return Estimate(
+        step + likely, low, step + high,
+        f"max(3THd + MLP, THd + logits) at T={chosen.max_num_batched_tokens}, and what the processes grow by "
+        f"beside it: {known.source}",
+    )  # fmt: skip
+
+
+def _pool(chosen: Settings, block: int, memory: Estimate, weights: Estimate) -> Estimate:
+    if chosen.num_gpu_blocks_override is not None:
+        return Estimate.exact(chosen.num_gpu_blocks_override * block, "num_gpu_blocks_override")
+    if chosen.kv_cache_memory_bytes is not None:
+        whole = chosen.kv_cache_memory_bytes // block * block
+        return Estimate.exact(whole, "kv_cache_memory_bytes, in whole blocks")
+    # vLLM takes the worker's resident memory off, the shared pages included.
+    low, worker, high = catalog.cpu_runtime().processes["worker"]
+    left = math.ceil(memory.bytes * chosen.gpu_memory_utilization) - weights.bytes
+    return Estimate(left - worker, left - 2 * high, left - low, "ceil(memory x gpu_memory_utilization) - worker RSS")
+
+
+# -- the rungs -----------------------------------------------------------------------------------------
+
+
+def _rungs(chosen: Settings, scenario: Scenario, given: Grant) -> tuple[tuple[Rung, ...], LoadFigures]:
+    b = given.budget
+    loads = _room(RungName.LOADS, b, 0, Term.WEIGHTS)
+    admits = fit.judge_admission(given, chosen) if loads.holds else fit.not_reached(RungName.ADMITS)
+    starts = _room(RungName.STARTS, b, b.available.bytes, KV_CACHE) if admits.holds else fit.not_reached(RungName.STARTS)
+    if scenario.load is None:
+        return (loads, admits, starts, Rung(RungName.HOLDS, None, reason="the scenario states no load")), LoadFigures()
+    if not starts.holds:
+        return (loads, admits, starts, fit.not_reached(RungName.HOLDS)), LoadFigures()
+    holds, figures = fit.judge_load(scenario.load, chosen, given)
+    return (loads, admits, starts, holds), figures
+
+
+def _room(name: str, b: Budget, pool: int, term: str) -> Rung:
+    margin = b.cuda_total.bytes - b.init.bytes - b.weights.bytes - pool
+    return Rung(
+        name, margin >= 0, margin, term, margin - (b.init.high - b.init.bytes), margin + (b.init.bytes - b.init.low),
+        f"{gib(b.cuda_total.bytes - margin)} of {gib(b.cuda_total.bytes)} GiB of this computer's memory",
+    )  # fmt: skip
+
+
+# -- the ledger ----------------------------------------------------------------------------------------
+
+
+def _ledger(given: Grant, figures: LoadFigures) -> Ledger:
+    b = given.budget
+    pool = b.blocks * b.block_bytes if given.refusal is None else 0
+    standing = [(Term.WEIGHTS, b.weights), (Term.RUNTIME_AT_INIT, b.init), (Term.NON_TORCH_INCREASE, b.non_torch)]
+    none = "no such term on a CPU"
+    rows = []
+    for phase in (Phase.IDLE, Phase.LOAD):
+        known = [*standing, (Term.ACTIVATION_PEAK, b.activation)] if phase is Phase.LOAD else standing
+        rows += [Entry(phase, DEVICE, t, e.bytes, e.low, e.high, e.source) for t, e in known]
+        if phase is Phase.IDLE:
+            rows.append(Entry(phase, DEVICE, Term.ACTIVATION_PEAK, None, source="nothing is profiled on a CPU"))
+        rows.append(Entry(phase, DEVICE, Term.CUDA_GRAPHS, None, source=none))
+        rows.append(Entry(phase, DEVICE, Term.KV_AVAILABLE, pool, pool, pool, b.available.source))
+        rows.append(
+            Entry(
+                phase, DEVICE, Term.TOTAL, pool + sum(e.bytes for _, e in known), pool + sum(e.low for _, e in known),
+                pool + sum(e.high for _, e in known), "sum of the terms above",
+            )
+        )  # fmt: skip
+    if figures.peak_blocks_used is not None:
+        used = figures.peak_blocks_used * b.block_bytes
+        rows.append(Entry(Phase.LOAD, DEVICE, Term.KV_USED, used, source="blocks in use at the simulated peak"))
+    return Ledger(tuple(rows))

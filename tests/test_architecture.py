@@ -1,0 +1,210 @@
+"""config.json -> parts. The counts are held against transformers' own models and published figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness import catalog
+from harness.architecture import FAMILIES, Architecture, from_config, padded_vocab, stage_layers
+from harness.errors import UsageError
+
+# Parameter counts as the hub's model pages state them (safetensors metadata) or the papers.
+PUBLISHED = {
+    "meta-llama/Llama-2-7b-hf": 6_738_415_616,
+    "meta-llama/Llama-3.1-8B-Instruct": 8_030_261_248,
+    "meta-llama/Llama-3.1-70B-Instruct": 70_553_706_496,
+    "meta-llama/Llama-3.1-405B-Instruct": 405_853_388_800,
+    "meta-llama/Llama-3.2-1B-Instruct": 1_235_814_400,
+    "Qwen/Qwen2.5-7B-Instruct": 7_615_616_512,
+    "Qwen/Qwen2.5-72B-Instruct": 72_706_203_648,
+    "Qwen/Qwen3-8B": 8_190_735_360,
+    "mistralai/Mistral-7B-v0.1": 7_241_732_096,
+    "microsoft/phi-2": 2_779_683_840,
+    "google/gemma-2b": 2_506_172_416,
+    "HuggingFaceTB/SmolLM2-135M-Instruct": 134_515_008,
+    "facebook/opt-125m": 125_239_296,
+}
+
+
+def meta_parameters(config: dict[str, Any]) -> int:
+    """Parameters of transformers' own model, built without memory."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    plain = {k: v for k, v in config.items() if k not in ("architectures", "model_type", "torch_dtype")}
+    hf = transformers.AutoConfig.for_model(config["model_type"], **plain)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(hf)
+    model.tie_weights()
+    return sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
+
+
+@pytest.mark.parametrize("name", catalog.model_names())
+def test_counts_equal_those_of_transformers(name: str):
+    config = catalog.model_config(name)
+    assert from_config(config).parameters == meta_parameters(config)
+
+
+SMALL = {
+    "vocab_size": 1000,
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "extra"),
+    [
+        ("LlamaForCausalLM", "llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 32}),
+        ("Qwen3ForCausalLM", "qwen3", {"attention_bias": True, "head_dim": 32}),
+        ("GPTNeoXForCausalLM", "gpt_neox", {"num_key_value_heads": None, "tie_word_embeddings": False}),
+        ("GPTNeoXForCausalLM", "gpt_neox", {"num_key_value_heads": None, "attention_bias": False}),
+        ("StableLmForCausalLM", "stablelm", {"use_qkv_bias": True}),
+        ("StableLmForCausalLM", "stablelm", {}),
+        ("OlmoForCausalLM", "olmo", {}),
+        ("Starcoder2ForCausalLM", "starcoder2", {"use_bias": True}),
+        ("Starcoder2ForCausalLM", "starcoder2", {"use_bias": False, "tie_word_embeddings": False}),
+        ("GPTBigCodeForCausalLM", "gpt_bigcode",
+         {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 512, "multi_query": False}),
+        ("FalconForCausalLM", "falcon", {"multi_query": True, "intermediate_size": None}),
+        ("OPTForCausalLM", "opt", {"ffn_dim": 160, "word_embed_proj_dim": 64, "tie_word_embeddings": True}),
+    ],
+)  # fmt: skip
+def test_switches_of_a_family_change_the_count_as_in_transformers(
+    name: str, kind: str, extra: dict[str, Any]
+):
+    given_config = {k: v for k, v in {**SMALL, **extra}.items() if v is not None}
+    config = {"architectures": [name], "model_type": kind, **given_config}
+    assert from_config(config).parameters == meta_parameters(config)
+
+
+@pytest.mark.parametrize(("name", "count"), PUBLISHED.items())
+def test_counts_equal_the_published_ones(name: str, count: int):
+    assert from_config(catalog.model_config(name)).parameters == count
+
+
+def llama(**changes: Any) -> dict[str, Any]:
+    config = {**catalog.model_config("llama-3.1-8b"), **changes}
+    return {k: v for k, v in config.items() if v is not ...}
+
+
+def rank_elements(a: Architecture, tp: int) -> dict[str, int]:
+    sizes = {}
+    for c in a.components:
+        total = 1
+        for n in a.rank_shape(c, tp):
+            total *= n
+        sizes[c.name] = total
+    return sizes
+
+
+def test_the_ranks_together_hold_the_model_once_and_copies_where_it_must_be_copied():
+    a = from_config(llama())
+    whole, half = rank_elements(a, 1), rank_elements(a, 2)
+    for name in whole:
+        assert half[name] * (1 if "norm" in name else 2) == whole[name], name
+    # 8 KV heads on 32 ranks: each holds one query head, one key head, one value head of 128.
+    assert rank_elements(a, 32)["qkv_proj.weight"] == 3 * 128 * 4096
+    assert [a.kv_heads_on_rank(n) for n in (1, 2, 8, 16, 32)] == [8, 4, 1, 1, 1]
+
+
+def test_the_vocabulary_is_padded_to_64():
+    assert (padded_vocab(128256), padded_vocab(49155), padded_vocab(1)) == (128256, 49216, 64)
+
+
+def test_pipeline_stages():
+    assert stage_layers(80, 3) == [27, 27, 26] or sum(stage_layers(80, 3)) == 80
+    assert stage_layers(32, 4) == [8, 8, 8, 8]
+    assert stage_layers(28, 8) == [3, 3, 3, 4, 4, 4, 4, 3]
+
+
+def test_pipeline_stages_equal_vllm():
+    utils = pytest.importorskip("vllm.distributed.utils")
+    for layers in range(1, 90):
+        for stages in range(1, min(layers, 12) + 1):
+            bounds = [utils.get_pp_indices(layers, rank, stages) for rank in range(stages)]
+            assert stage_layers(layers, stages) == [end - start for start, end in bounds]
+
+
+def test_a_split_that_vllm_refuses_is_refused_in_its_words():
+    a = from_config(catalog.model_config("Qwen/Qwen3-14B"))
+    with pytest.raises(
+        UsageError,
+        match=r"Total number of attention heads \(40\) must be divisible by tensor parallel size \(3\)",
+    ):
+        a.check_split(3)
+    with pytest.raises(UsageError, match="is not divisible by"):
+        from_config(catalog.model_config("falcon-7b")).check_split(71)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"architectures": ["MixtralForCausalLM"]},
+         "'MixtralForCausalLM' is not supported yet; did you mean 'MistralForCausalLM'?"),
+        ({"architectures": ["DeepseekV3ForCausalLM"]}, "come in a later version"),
+        ({"architectures": ...}, "architectures: missing"),
+        ({"architectures": "LlamaForCausalLM"}, "architectures: expected a list"),
+        ({"hidden_size": ...}, "hidden_size: missing"),
+        ({"hidden_size": "4096"}, "hidden_size: expected a whole number, got '4096'"),
+        ({"hidden_size": True}, "hidden_size: expected a whole number"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers: expected 1 to"),
+        ({"vocab_size": -1}, "vocab_size: expected 1 to"),
+        ({"intermediate_size": 10**13}, "intermediate_size: expected 1 to"),
+        ({"num_key_value_heads": 5}, "num_key_value_heads: 32 attention heads can't share 5"),
+        ({"hidden_size": 4100}, "hidden_size: 4100 is not a multiple of num_attention_heads 32"),
+        ({"torch_dtype": "int8"}, "torch_dtype: expected one of"),
+        ({"rope_scaling": {"rope_type": "wavy"}}, "rope_scaling: 'wavy' is not supported"),
+        ({"rope_scaling": [1]}, "rope_scaling: expected a mapping"),
+        ({"num_local_experts": 8}, "num_local_experts"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings: expected true or false"),
+    ],
+)  # fmt: skip
+def test_a_bad_config_is_one_line_that_names_the_key(changes: dict[str, Any], said: str):
+    with pytest.raises(UsageError) as caught:
+        from_config(llama(**changes))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_sliding_window_counts_only_where_it_is_used():
+    assert from_config(catalog.model_config("mistralai/Mistral-7B-v0.1")).sliding_window == 4096
+    qwen = catalog.model_config("qwen2.5-7b")
+    assert from_config({**qwen, "sliding_window": 4096}).sliding_window is None
+    assert from_config({**qwen, "sliding_window": 4096, "use_sliding_window": True}).sliding_window == 4096
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+KEYS = st.sampled_from([
+    "architectures", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "head_dim", "intermediate_size", "vocab_size", "max_position_embeddings", "torch_dtype", "dtype",
+    "rope_scaling", "rope_parameters",
+    "sliding_window", "use_sliding_window", "tie_word_embeddings", "attention_bias",
+    "mlp_bias",
+    "partial_rotary_factor", "layer_types", "num_experts", "position_embedding_type",
+])  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.sampled_from(sorted(FAMILIES)), st.dictionaries(KEYS, JSON | st.integers(-2, 10**14), max_size=5))
+def test_whatever_it_is_fed_it_gives_an_architecture_or_a_usage_error(name: str, changes: dict[str, Any]):
+    config = {**SMALL, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "ffn_dim": 128,
+              "architectures": [name], **changes}  # fmt: skip
+    try:
+        architecture = from_config(config)
+    except UsageError as error:
+        assert str(error).startswith("config: ")
+        return
+    assert architecture.parameters > 0

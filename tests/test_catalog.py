@@ -1,0 +1,126 @@
+"""The catalogue: every name leads somewhere, every figure has a source, nothing is taken for another."""
+
+from __future__ import annotations
+
+import json
+import re
+from importlib.resources import files
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness import catalog
+from harness.errors import UsageError
+from harness.units import GIB, MIB
+
+
+def data(name: str) -> dict:
+    return json.loads((files("harness.catalog") / name).read_text(encoding="utf-8"))
+
+
+def test_every_gpu_answers_to_its_name_and_aliases_in_any_case():
+    for gpu in catalog.gpus():
+        for name in (gpu.name, gpu.title, *gpu.aliases):
+            assert catalog.gpu(name) is gpu
+            assert catalog.gpu(name.upper()) is gpu
+
+
+def test_no_alias_names_two_gpus_or_two_models():
+    gpus = [alias.lower() for g in catalog.gpus() for alias in {g.name, g.title.lower(), *g.aliases}]
+    assert len(gpus) == len(set(gpus))
+    models = data("models.json")["models"]
+    names = [a.lower() for name, m in models.items() for a in (name, *m["aliases"])]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("h1000-sxm-80gb", "did you mean 'h100-sxm-80gb'?"),
+        ("a100", "say which of a100-pcie-40gb, a100-sxm-40gb, a100-pcie-80gb, a100-sxm-80gb"),
+        ("gb10", "unknown GPU 'gb10'"),
+    ],
+)
+def test_an_unknown_gpu_is_an_error_with_near_names(name: str, said: str):
+    with pytest.raises(UsageError, match=re.escape(said)) as caught:
+        catalog.gpu(name)
+    assert "`bench gpus` lists them" in str(caught.value)
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_a_known_name_or_a_usage_error(name: str):
+    for look_up in (catalog.gpu, catalog.model_config, catalog.weight_format):
+        try:
+            assert look_up(name)
+        except UsageError as error:
+            assert "unknown" in str(error) or "a group holds" in str(error)
+
+
+def test_every_gpu_figure_has_a_source_or_is_null():
+    for row in data("gpus.json")["gpus"]:
+        assert row["memory_source"]
+        for figure, source in (
+            ("cuda_total_bytes", "cuda_total_source"),
+            ("multiprocessors", "multiprocessors_source"),
+        ):
+            assert (row[figure] is None) == (row[source] is None), row["name"]
+            assert row[source] is None or row[source].startswith("https://")
+        if any(row[k] is not None for k in ("bandwidth_bytes_per_s", "bf16_flops", "fp8_flops")):
+            assert row["sources"] and all(s.startswith("http") for s in row["sources"]), row["name"]
+
+
+def test_gpu_figures_are_of_the_right_size():
+    for gpu in catalog.gpus():
+        assert 8 * GIB < gpu.memory_bytes < 300 * GIB
+        if gpu.cuda_total_bytes is not None:
+            assert 0 < gpu.memory_bytes - gpu.cuda_total_bytes < GIB, gpu.name
+    assert catalog.gpu("H100").memory_bytes == 81559 * MIB
+
+
+def test_every_model_has_a_source_and_its_config_is_a_fresh_copy():
+    for name in catalog.model_names():
+        assert catalog.knows_model(name.upper())
+        assert catalog.model_source(name) == f"https://huggingface.co/{name}/blob/main/config.json"
+    catalog.model_config("llama-3.1-8b")["hidden_size"] = 1
+    assert catalog.model_config("meta-llama/Llama-3.1-8B")["hidden_size"] == 4096
+
+
+def test_an_unknown_model_is_an_error_with_a_near_name():
+    with pytest.raises(UsageError, match=r"did you mean 'meta-llama/Llama-3.1-70B-Instruct'\?"):
+        catalog.model_config("meta-llama/Llama-3.1-70B-Instuct")
+
+
+def test_formats():
+    assert catalog.weight_format("AWQ-int4-g64").group_size == 64
+    assert catalog.weight_format("awq-int4").group_size == 128
+    assert catalog.weight_format("bf16").dtype == "bfloat16"
+    assert catalog.weight_format("auto").bits is None
+    for bad in ("awq-int4-g4", "fp8-g128", "int5", "awq-int4-g", "", "-g128"):
+        with pytest.raises(UsageError, match="weight format"):
+            catalog.weight_format(bad)
+
+
+def test_engine_defaults_follow_the_version_and_the_gpu():
+    h100 = catalog.gpu("h100")
+    new = catalog.engine_defaults("0.33", h100.memory_bytes, h100.name)
+    assert (new.max_num_seqs, new.max_num_batched_tokens, new.gpu_memory_utilization) == (1024, 8192, 0.92)
+    assert new.model_runner == "v2" and new.graphs_in_budget and new.one_line_kv_log
+    old = catalog.engine_defaults("0.19.0", h100.memory_bytes, h100.name)
+    assert (old.gpu_memory_utilization, old.model_runner, old.graphs_in_budget) == (0.9, "v1", False)
+    a100, b200, t4 = (catalog.gpu(n) for n in ("a100-sxm-80gb", "b200", "t4"))
+    assert catalog.engine_defaults("0.33", a100.memory_bytes, a100.name).max_num_seqs == 256
+    assert catalog.engine_defaults("0.33", b200.memory_bytes, b200.name).max_num_batched_tokens == 16384
+    assert catalog.engine_defaults("0.33", t4.memory_bytes, t4.name).max_num_batched_tokens == 2048
+
+
+@pytest.mark.parametrize("version", ["0.7.3", "0", "1.x", "", "0.33-rc1"])
+def test_a_version_that_is_not_modelled_is_refused(version: str):
+    with pytest.raises(UsageError):
+        catalog.engine_defaults(version)
+
+
+def test_every_engine_row_and_format_has_a_source():
+    assert all(row["source"] for row in data("engines.json")["versions"].values())
+    for name, row in data("formats.json")["formats"].items():
+        assert row.get("dtype") or row.get("note") or row["source"].startswith("https://"), name

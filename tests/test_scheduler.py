@@ -1,0 +1,149 @@
+"""harness.simulate against vLLM's own scheduler: equal counts, step by step."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from harness.errors import UsageError
+from harness.modes import limits_of
+from harness.predict import predict
+from harness.predict import settings as resolve
+from harness.scenario import Load, load_scenario, longest_request
+from harness.simulate import Limits, Simulation, simulate
+from harness.traffic import requests
+
+SCENARIOS = Path(__file__).parents[1] / "scenarios"
+needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM (the extra cpu)")
+
+
+def load(**keys: Any) -> Load:
+    return Load.model_validate({"shape": "burst", "seed": 1, **keys})
+
+
+def against_vllm(work: Load, limits: Limits) -> Simulation:
+    """Simulate, drive vLLM's scheduler, and demand the same at every step."""
+    import vllm_scheduler
+
+    steps: list[tuple[int, int, int, int]] = []
+    theirs = vllm_scheduler.run(work, limits, per_step=steps)
+    ours = simulate(work, limits)
+    assert replace(ours.figures, peak_blocks_needed=None) == theirs
+    done = 0
+    for p in ours.timeline:
+        assert (p.blocks_used, p.running, p.waiting, p.preemptions) == steps[p.step - 1], f"step {p.step}"
+        # Steps taken at once: nothing but the blocks may have changed on the way.
+        skipped = steps[done : p.step - 1]
+        assert all(s[1:] == (p.running, p.waiting, p.preemptions) for s in skipped), (
+            f"step {done + 1}..{p.step}"
+        )
+        blocks = [s[0] for s in skipped] + [p.blocks_used]
+        assert blocks == sorted(blocks), f"step {done + 1}..{p.step}"
+        done = p.step
+    assert done == len(steps)
+    return ours
+
+
+# FACTS of a run of vLLM 0.32's scheduler: 64 requests of 2000 + 1000 tokens at once, 8,192 tokens a step.
+TABLE = [
+    # blocks, steps, preemptions, peak running, tokens scheduled
+    (12500, 1015, 0, 64, 191_936),
+    (10000, 1518, 11, 64, 220_725),
+    (8000, 2006, 21, 63, 241_149),
+    (4096, 3005, 23, 32, 227_875),
+    (1200, 9002, 29, 9, None),
+]
+
+
+@pytest.mark.parametrize(("blocks", "steps", "preemptions", "running", "tokens"), TABLE)
+def test_the_recorded_table(
+    blocks: int, steps: int, preemptions: int, running: int, tokens: int | None
+) -> None:
+    work = load(requests=64, prompt_tokens=2000, output_tokens=1000)
+    f = simulate(work, Limits(blocks, 16, 64, 8192, 4096)).figures
+    assert (f.steps, f.preemptions, f.peak_running) == (steps, preemptions, running)
+    assert tokens is None or f.tokens_scheduled == tokens
+    # What the load would hold at once in a pool without end does not depend on the pool.
+    assert f.peak_blocks_needed == 11_996
+    assert f.peak_blocks_used == min(11_996, blocks - 1)
+
+
+@needs_vllm
+@pytest.mark.parametrize("blocks", [row[0] for row in TABLE])
+def test_the_table_step_by_step(blocks: int) -> None:
+    against_vllm(
+        load(requests=64, prompt_tokens=2000, output_tokens=1000), Limits(blocks, 16, 64, 8192, 4096)
+    )
+
+
+@needs_vllm
+@pytest.mark.parametrize("path", sorted(SCENARIOS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_loads(path: Path) -> None:
+    scenario = load_scenario(path)
+    if scenario.gpu is None or scenario.load is None:
+        pytest.skip("no load on a GPU")
+    account = predict(scenario)
+    starts = account.rung("STARTS")
+    if not (starts and starts.holds):
+        pytest.skip("the prediction grants no pool to run the load in")
+    if (account.load.steps or 0) > 30_000:
+        pytest.skip(f"{account.load.steps:,} steps take vLLM's scheduler too long for a test")
+    simulation = against_vllm(scenario.load, limits_of(resolve(scenario), account.kv))
+    assert simulation.figures == account.load
+
+
+def lengths(most: int) -> st.SearchStrategy[Any]:
+    pair = st.tuples(st.integers(1, most), st.integers(1, most)).map(sorted)
+    return st.integers(1, most) | pair.map(lambda p: {"distribution": "uniform", "low": p[0], "high": p[1]})
+
+
+@st.composite
+def workloads(draw: st.DrawFn) -> tuple[Load, Limits]:
+    """A load, and a pool between the least that serves its longest request and what all of it would take."""
+    count = draw(st.integers(1, 24))
+    keys: dict[str, Any] = {"requests": count, "seed": draw(st.integers(0, 999))}
+    if draw(st.booleans()):
+        keys |= {"shape": "closed", "users": draw(st.integers(1, count))}
+    work = load(**keys, prompt_tokens=draw(lengths(300)), output_tokens=draw(lengths(200)))
+    block_size = draw(st.sampled_from([16, 32]))
+    sizes = sorted(-(-(r.prompt_tokens + r.output_tokens - 1) // block_size) for r in requests(work))
+    need = max(sum(sizes[-work.concurrency :]), sizes[-1])
+    blocks = 1 + sizes[-1] + round((need - sizes[-1]) * draw(st.floats(0, 1.1)))
+    seqs = draw(st.sampled_from([64, 8, 3, 2, 1]))
+    budget = draw(st.sampled_from([2048, 256, 100, 65, 64]))
+    model_len = draw(st.sampled_from([512, max(longest_request(work), 64)]))
+    return work, Limits(blocks, block_size, seqs, budget, model_len, draw(st.booleans()))
+
+
+@needs_vllm
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@given(workloads())
+def test_any_workload(case: tuple[Load, Limits]) -> None:
+    against_vllm(*case)
+
+
+def test_a_pool_too_small_for_one_request_is_refused() -> None:
+    work = load(requests=4, prompt_tokens=100, output_tokens=61)
+    assert simulate(work, Limits(11, 16, 8, 256, 512)).figures.peak_blocks_used == 10
+    with pytest.raises(
+        UsageError, match=r"^a request of the load needs 10 blocks of 16 tokens; the pool has 9$"
+    ):
+        simulate(work, Limits(10, 16, 8, 256, 512))
+
+
+def test_no_more_than_the_need_is_used_and_only_a_short_pool_preempts() -> None:
+    work = load(requests=20, prompt_tokens=100, output_tokens=100)
+    ample = simulate(work, Limits(1000, 16, 64, 2048, 512))
+    need = ample.figures.peak_blocks_needed
+    assert need is not None and ample.figures.peak_blocks_used == need
+    fitting = simulate(work, Limits(need + 1, 16, 64, 2048, 512))
+    assert (fitting.figures, fitting.waited_for_kv) == (ample.figures, False)
+    short = simulate(work, Limits(need, 16, 64, 2048, 512))
+    assert short.figures.peak_blocks_needed == need
+    assert short.figures.preemptions or short.waited_for_kv

