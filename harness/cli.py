@@ -19,6 +19,7 @@ from harness.commands.schema import schema
 from harness.errors import EXIT_INTERRUPTED, LoadfitError
 
 EXIT_BUG = 70
+EXIT_PIPE = 141  # as a shell tells of SIGPIPE: no verdict, neither 0 nor 1
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -57,10 +58,11 @@ def main(argv: list[str] | None = None) -> Any:
         code = error.exit_code
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+    except (BrokenPipeError, SystemExit):
+        # The reader of our output has gone, as `head` does; click and rich make a SystemExit of it.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        code = EXIT_PIPE
     except Exception as error:
         if os.environ.get("LOADFIT_DEBUG"):
             raise

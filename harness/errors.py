@@ -57,7 +57,7 @@ class Problem:
         return f"{self.where}: {self.message}" if named else f"{self.where}: {self.key}: {self.message}"
 
 
-class ScenarioError(LoadfitError):
+class ScenarioError(UsageError):
     """All the faults of a scenario file, collected in one go (one line each)."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:

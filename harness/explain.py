@@ -64,9 +64,11 @@ def _started(scenario: Scenario, predicted: Account, comparison: Comparison) -> 
 def _idle_sentence(scenario: Scenario, predicted: Account) -> str:
     pool = predicted.ledger.bytes_of(Term.KV_AVAILABLE)
     weights = predicted.ledger.bytes_of(Term.WEIGHTS)
-    tokens = None if predicted.kv.usable_blocks is None else predicted.kv.usable_blocks * (predicted.kv.block_size or 0)
+    usable = predicted.kv.usable_blocks
+    tokens = None if usable is None else usable * (predicted.kv.block_size or 0)
     return (
-        f"Idle it fits: beside {human(weights)} of weights {_device(scenario)} has room for a KV pool of {human(pool)}, "
+        f"Idle it fits: beside {human(weights)} of weights {_device(scenario)} has room for a KV pool of "
+        + f"{human(pool)}, "
         + (f"{tokens:,} tokens" if tokens is not None else "of unknown size")
         + (f" ({human(predicted.kv.bytes_per_token)} for each token)." if predicted.kv.bytes_per_token else ".")
     )

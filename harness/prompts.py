@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
-from harness.client import Client
 from harness.errors import EngineError
 from harness.traffic import Request, prompt_ids
+
+if TYPE_CHECKING:
+    from harness.client import Client
 
 QUESTIONS = (
     "The capital of France is",

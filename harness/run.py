@@ -13,10 +13,9 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness import __version__, prompts, store
-from harness.client import Answer, Client, drive
 from harness.devices import procfs
 from harness.engines import log, vllm
 from harness.errors import EXIT_INTERRUPTED, EngineError, RecordError
@@ -25,6 +24,9 @@ from harness.modes import Session
 from harness.sampler import MemorySampler, sample_metrics
 from harness.scenario import Scenario
 from harness.traffic import requests
+
+if TYPE_CHECKING:
+    from harness.client import Answer, Client
 
 START_TIMEOUT_S = 600.0
 GONE_TIMEOUT_S = 15.0  # vLLM's server looks after its engine every 5 s
@@ -251,6 +253,8 @@ class _Run:
 
     async def all(self) -> tuple[str, str]:
         """Every phase in turn; (outcome, reason)."""
+        from harness.client import Client  # aiohttp is loaded only where an engine is talked to
+
         requests_table = self.table("requests", 0.0)
         self.mark(Phase.START)
         self.server.start()
@@ -310,6 +314,8 @@ class _Run:
         return results[0] if isinstance(results, list) and results and isinstance(results[0], dict) else None
 
     async def _under_load(self, client: Client, table: store.TableWriter) -> tuple[str, str]:
+        from harness.client import drive
+
         load, self.progress.total = self.load, len(self.work)
         try:
             prompt_of = (

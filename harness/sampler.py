@@ -7,13 +7,16 @@ import math
 import threading
 import time
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from harness.client import Client
 from harness.devices import procfs
 from harness.errors import RecordError
 from harness.store import TableWriter
+
+if TYPE_CHECKING:
+    from harness.client import Client
 
 MEMORY_INTERVAL_S = 0.05
 METRICS_INTERVAL_S = 0.25

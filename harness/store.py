@@ -16,9 +16,11 @@ import re
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from harness.engines.log import printable, read_lines
 from harness.errors import EXIT_MACHINE, RecordError
@@ -200,17 +202,18 @@ class RunRecord:
     @property
     def marks(self) -> dict[str, int]:
         """Phase -> monotonic ns of its beginning."""
-        return {k: v for k, v in (self.manifest.get("marks") or {}).items() if type(v) is int}
+        return dict(self.manifest.get("marks", {}))
 
     @property
     def probe(self) -> dict[str, int]:
         """What the worker told of its memory, in bytes; a figure that it could not read is not there."""
-        return {k: v for k, v in (self.manifest.get("probe") or {}).items() if type(v) is int}
+        return {k: v for k, v in self.manifest.get("probe", {}).items() if v is not None}
 
     @property
     def block_size(self) -> int | None:
         """The block size that the engine was given, in tokens."""
-        size = ((self.manifest.get("engine") or {}).get("arguments") or {}).get("block_size")
+        arguments = self.manifest.get("engine", {}).get("arguments")
+        size = arguments.get("block_size") if isinstance(arguments, dict) else None
         return size if type(size) is int and size > 0 else None
 
 
@@ -227,10 +230,7 @@ def read(path: str | Path) -> RunRecord:
     if manifest.get("schema") != SCHEMA:
         raise RecordError(f"{folder} was written by another version (schema {manifest.get('schema')!r}, not {SCHEMA})")
     problems: list[str] = []
-    for key in ("marks", "engine", "probe", "answers", "sampling"):
-        if not isinstance(manifest.get(key), dict | None):
-            problems.append(f"{MANIFEST}: {key} is of another shape and is left out")
-            manifest[key] = None
+    _keep_sound(manifest, problems)
     prediction = _read_account(folder / PREDICTION, problems)
     rehearsal = _read_account(folder / REHEARSAL, []) if (folder / REHEARSAL).exists() else None
     # An analytic run has no tables; pandas stays out of its path.
@@ -257,11 +257,18 @@ def _read_text(path: Path) -> str:
 
 def _read_json(path: Path) -> Any:
     try:
-        return _printable(json.loads(path.read_text(encoding="utf-8")))
+        return _printable(json.loads(path.read_text(encoding="utf-8"), parse_int=_int64, parse_constant=_int64))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
         raise RecordError(f"{path} can't be read: {error}") from None
+
+
+def _int64(text: str) -> int:
+    number = int(text)  # NaN and Infinity are no numbers of ours either
+    if abs(number) >= 2**63:
+        raise ValueError(f"{text[:40]} is out of range")
+    return number
 
 
 def _printable(value: Any) -> Any:
@@ -273,12 +280,40 @@ def _printable(value: Any) -> Any:
     return printable(value) if isinstance(value, str) else value
 
 
+# What the manifest holds beside texts: its shape, and the keys that go together.
+_SHAPES: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "marks": (dict[str, int], ()),
+    "engine": (dict[str, dict[str, Any] | str | int | bool | None], ()),
+    "probe": (dict[str, int | None], ()),
+    "answers": (dict[str, int], ()),
+    "sampling": (dict[str, int | float], ("interval_s", "sweeps", "longest_gap_s", "cpu_s")),
+}
+
+
+def _keep_sound(manifest: dict[str, Any], problems: list[str]) -> None:
+    """Leave out of the manifest what is None or not of its shape, so that nobody else has to ask."""
+    for key, (shape, needed) in _SHAPES.items():
+        value = manifest.pop(key, None)
+        if value is None:
+            continue
+        try:
+            value = TypeAdapter(shape).validate_python(value)
+            manifest[key] = {k: value[k] for k in needed} or value
+        except (ValidationError, KeyError):
+            problems.append(f"{MANIFEST}: {key} is of another shape and is left out")
+
+
 def _read_account(path: Path, problems: list[str]) -> Account | None:
     try:
-        return Account.from_dict(_read_json(path) or {})
+        raw = asdict(Account.from_dict(_read_json(path) or {}))
+        return TypeAdapter(Account).validate_python(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        problems.append(f"{path.name} is of another shape: {where}: {first['msg']}")
     except (RecordError, TypeError, ValueError, AttributeError) as error:
         problems.append(f"{path.name} is cut short or of another shape: {error}")
-        return None
+    return None
 
 
 _WORDS = ("process", "status", "error", "text")  # columns of text; all others hold numbers

@@ -7,6 +7,7 @@ GB always means 10**9, as on a data sheet.
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
 KIB = 2**10
 MIB = 2**20
@@ -33,8 +34,8 @@ def parse_bytes(text: str | int) -> int:
         raise ValueError("a size like '80 GiB' or a whole number of bytes")
     unit = (match[2] or "B").upper()
     if unit not in _UNITS:
-        raise ValueError(f"a size in B, KB, MB, GB, TB, KiB, MiB, GiB or TiB")
-    return round(float(match[1]) * _UNITS[unit])
+        raise ValueError("a size in B, KB, MB, GB, TB, KiB, MiB, GiB or TiB")
+    return round(Decimal(match[1]) * _UNITS[unit])
 
 
 def gib(size: int | float | None, digits: int = 2) -> str:

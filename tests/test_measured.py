@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from conftest import Ran, bench
 
 import harness
-from conftest import Ran, bench
 from harness.ledger import ADDITIVE
 
 pytestmark = pytest.mark.vllm

@@ -316,7 +316,7 @@ engine:
         | st.sampled_from([1, 2, 64, 4096, None, "x", 1.5, {}, [], {"factor": 1e6, "type": "linear"}]),
         max_size=4,
     ),
-    memory=st.integers(2**28, 2**62),
+    memory=st.integers(2**28, 2**50),
     length=st.none() | st.integers(1, 10**7),
     extra=st.sampled_from(
         ["", "num_gpu_blocks_override: 1000000000000", "kv_cache_memory_bytes: 1", "enforce_eager: true"]

@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 import vllm_scheduler
+from conftest import ROOT, SCENARIOS, Ran, bench
 
 import harness
-from conftest import ROOT, SCENARIOS, Ran, bench
 from harness.engines.standin import stand_in
 from harness.errors import MachineError
 from harness.modes import limits_of

@@ -552,6 +552,73 @@ def test_any_inline_config(data: st.DataObject) -> None:
     survives(written({**YAML(typ="safe", pure=True).load(GOOD), "model": config}))
 
 
+def maybe(**keys: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    return st.fixed_dictionaries({}, optional=keys)
+
+
+def sizes(most: int) -> st.SearchStrategy[int]:
+    return st.integers(0, most.bit_length()).flatmap(lambda bits: st.integers(1, min(2**bits, most)))
+
+
+LENGTHS = sizes(10_000) | st.tuples(sizes(10_000), sizes(10_000)).map(sorted).flatmap(
+    lambda ends: st.sampled_from(
+        [
+            {"distribution": "uniform"},
+            {"distribution": "normal", "mean": 100.5, "stdev": 40},
+            {"distribution": "lognormal", "median": 300, "sigma": 1.5},
+        ]
+    ).map(lambda d: {**d, "low": ends[0], "high": ends[1]})
+)
+
+
+@st.composite
+def plausible(draw: st.DrawFn) -> dict[str, Any]:
+    """A scenario that is well formed, with values from everywhere in their ranges."""
+    tp, pp = draw(st.sampled_from([(1, 1), (2, 1), (8, 1), (1, 2), (4, 2), (3, 1), (1, 100)]))
+    memory = sizes(2**48).map(lambda n: max(n, 2**28))
+    gpu = draw(st.sampled_from([{"name": g.name} for g in catalog.gpus()]) | memory.map(lambda n: {"memory": n}))
+    fields = Scenario.model_fields["engine"].annotation.model_fields  # type: ignore[union-attr]
+    engine = draw(maybe(
+        vllm=st.sampled_from(["0.8.0", "0.10", "0.19.1", "0.32", "0.33", "9.9"]),
+        max_model_len=sizes(10_000_000),
+        gpu_memory_utilization=st.floats(0.001, 1),
+        kv_cache_dtype=st.sampled_from(fields["kv_cache_dtype"].annotation.__args__),
+        dtype=st.sampled_from(fields["dtype"].annotation.__args__),
+        block_size=sizes(4096),
+        max_num_seqs=sizes(65_536),
+        max_num_batched_tokens=sizes(10_000_000),
+        enforce_eager=st.booleans(),
+        enable_prefix_caching=st.booleans(),
+        kv_cache_memory_bytes=sizes(2**50),
+        num_gpu_blocks_override=st.integers(2, 2**40),
+    ))  # fmt: skip
+    data: dict[str, Any] = {
+        "name": "any",
+        "model": draw(st.sampled_from(catalog.model_names())),
+        "weights": {"format": draw(st.sampled_from([*catalog.weight_format_names(), "gptq-int4-g32"]))},
+        "gpu": {**gpu, "count": tp * pp},
+        "engine": {**engine, "tensor_parallel_size": tp, "pipeline_parallel_size": pp},
+    }
+    if draw(st.integers(0, 5)) == 0:
+        del data["gpu"]
+        data["device"] = "cpu"
+        data["engine"] |= {"tensor_parallel_size": 1, "pipeline_parallel_size": 1}
+        data["engine"].setdefault("kv_cache_memory_bytes", 2**30)
+    if draw(st.booleans()):
+        count = draw(st.integers(1, 60))
+        data["load"] = {"shape": "burst", "requests": count, "prompt_tokens": draw(LENGTHS),
+                        "output_tokens": draw(LENGTHS)}  # fmt: skip
+        if draw(st.booleans()):
+            data["load"] |= {"shape": "closed", "users": draw(st.integers(1, count))}
+    return data
+
+
+@settings(TRIES, max_examples=250)
+@given(plausible())
+def test_any_scenario_that_is_well_formed(data: dict[str, Any]) -> None:
+    survives(written(data))
+
+
 # -- the schema ------------------------------------------------------------------------------------
 
 

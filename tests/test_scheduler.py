@@ -40,9 +40,7 @@ def against_vllm(work: Load, limits: Limits) -> Simulation:
         assert (p.blocks_used, p.running, p.waiting, p.preemptions) == steps[p.step - 1], f"step {p.step}"
         # Steps taken at once: nothing but the blocks may have changed on the way.
         skipped = steps[done : p.step - 1]
-        assert all(s[1:] == (p.running, p.waiting, p.preemptions) for s in skipped), (
-            f"step {done + 1}..{p.step}"
-        )
+        assert all(s[1:] == (p.running, p.waiting, p.preemptions) for s in skipped), f"step {done + 1}..{p.step}"
         blocks = [s[0] for s in skipped] + [p.blocks_used]
         assert blocks == sorted(blocks), f"step {done + 1}..{p.step}"
         done = p.step
@@ -62,9 +60,7 @@ TABLE = [
 
 
 @pytest.mark.parametrize(("blocks", "steps", "preemptions", "running", "tokens"), TABLE)
-def test_the_recorded_table(
-    blocks: int, steps: int, preemptions: int, running: int, tokens: int | None
-) -> None:
+def test_the_recorded_table(blocks: int, steps: int, preemptions: int, running: int, tokens: int | None) -> None:
     work = load(requests=64, prompt_tokens=2000, output_tokens=1000)
     f = simulate(work, Limits(blocks, 16, 64, 8192, 4096)).figures
     assert (f.steps, f.preemptions, f.peak_running) == (steps, preemptions, running)
@@ -77,9 +73,7 @@ def test_the_recorded_table(
 @needs_vllm
 @pytest.mark.parametrize("blocks", [row[0] for row in TABLE])
 def test_the_table_step_by_step(blocks: int) -> None:
-    against_vllm(
-        load(requests=64, prompt_tokens=2000, output_tokens=1000), Limits(blocks, 16, 64, 8192, 4096)
-    )
+    against_vllm(load(requests=64, prompt_tokens=2000, output_tokens=1000), Limits(blocks, 16, 64, 8192, 4096))
 
 
 @needs_vllm
@@ -131,9 +125,7 @@ def test_any_workload(case: tuple[Load, Limits]) -> None:
 def test_a_pool_too_small_for_one_request_is_refused() -> None:
     work = load(requests=4, prompt_tokens=100, output_tokens=61)
     assert simulate(work, Limits(11, 16, 8, 256, 512)).figures.peak_blocks_used == 10
-    with pytest.raises(
-        UsageError, match=r"^a request of the load needs 10 blocks of 16 tokens; the pool has 9$"
-    ):
+    with pytest.raises(UsageError, match=r"^a request of the load needs 10 blocks of 16 tokens; the pool has 9$"):
         simulate(work, Limits(10, 16, 8, 256, 512))
 
 

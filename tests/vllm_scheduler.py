@@ -41,9 +41,7 @@ def _engine_config(max_num_seqs: int, max_num_batched_tokens: int, max_model_len
         ).create_engine_config()  # fmt: skip
 
 
-def run(
-    load: Load, limits: Limits, *, per_step: list[tuple[int, int, int, int]] | None = None
-) -> LoadFigures:
+def run(load: Load, limits: Limits, *, per_step: list[tuple[int, int, int, int]] | None = None) -> LoadFigures:
     """The figures that vLLM's Scheduler gives for ``load`` (all arrivals as in harness.simulate).
 
     ``per_step`` receives (blocks used, running, waiting, preemptions so far) after each schedule.

@@ -36,14 +36,14 @@ def python() -> str:
     return str(VENV / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python"))
 
 
-def run(step: str, remedy: str, *command: str) -> None:
-    """Run one step; its output is shown only where it fails."""
+def run(step: str, remedy: str, *command: str, quiet: bool = False) -> None:
+    """Run one step; its output is shown only where it fails (not even then where ``quiet``)."""
     say(step)
     begun = time.monotonic()
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode:
-        tail = "\n".join(line for line in done.stdout.splitlines() if not line.startswith("WARNING"))[-3000:]
-        print(tail, file=sys.stderr)
+        tail = "" if quiet else "\n".join(line for line in done.stdout.splitlines() if not line.startswith("WARNING"))[-3000:]
+        print(tail, file=sys.stderr, end="\n" if tail else "")
         raise StepFailed(f"{step}: failed (exit code {done.returncode}). Remedy: {remedy}")
     if time.monotonic() - begun > 5:
         say(f"  took {time.monotonic() - begun:.0f} s")
@@ -72,7 +72,7 @@ def record(**steps: str) -> None:
 
 
 def make_venv() -> None:
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 -- the one place where an older Python is met
         raise StepFailed(
             f"Python {platform.python_version()} is too old. Remedy: install Python 3.11 or newer and say "
             "make PYTHON=python3.11"
@@ -121,7 +121,7 @@ def install_vllm() -> None:
     run("removing torchvision, torchaudio and torchcodec (made for another torch)", "remove .venv and type it again",
         python(), "-m", "pip", "uninstall", "--quiet", "--yes", "--disable-pip-version-check", *MISMATCHED)  # fmt: skip
     run("trying vLLM", "remove .venv and type it again; if it stays, report what stands above",
-        python(), "-c", "import vllm, transformers, torch; assert '+cpu' in torch.__version__, torch.__version__")  # fmt: skip
+        python(), "-c", "import vllm, transformers, torch; assert '+cpu' in torch.__version__, torch")  # fmt: skip
     record(vllm=key)
 
 
@@ -131,12 +131,13 @@ def install_torch() -> None:
         return
     step = f"installing {TORCH}"
     try:
-        run(step, "", *pip(TORCH))
+        run(step, "", *pip(TORCH), quiet=True)
     except StepFailed:
         say(f"  pip's indexes do not have {TORCH}: trying PyTorch's own")
         run("installing uv", "check the network", *pip("uv"))
-        run(f"{step} from PyTorch's index", "check that download of PyTorch's CPU wheels is allowed from here",
-            python(), "-m", "uv", "pip", "install", "--python", python(), "--torch-backend", "cpu", "torch==2.13.0")  # fmt: skip
+        uv = (python(), "-m", "uv", "pip", "install", "--python", python(), "--torch-backend", "cpu")
+        run(f"{step} from PyTorch's index", "see whether PyTorch's CPU wheels can be downloaded from here",
+            *uv, "torch==2.13.0")  # fmt: skip
 
 
 def fetch_pretrained() -> None:

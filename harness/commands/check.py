@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
-from harness.errors import EXIT_USAGE, LoadfitError, ScenarioError
+from harness.errors import EXIT_USAGE, LoadfitError, UsageError
 from harness.predict import settings
-from harness.scenario import load_scenario
+from harness.scenario import Scenario, load_scenario
+
+
+def valid(file: str, overrides: Sequence[str] = ()) -> Scenario:
+    """The scenario in ``file``, whose arguments vLLM would take. Raises LoadfitError that names the file."""
+    scenario = load_scenario(file, overrides)
+    try:
+        settings(scenario)  # what vLLM would refuse before it looks at the memory
+    except UsageError as error:
+        raise UsageError(f"{file}: {error}") from None
+    return scenario
 
 
 @click.command()
@@ -21,14 +33,10 @@ def check(files: tuple[str, ...]) -> int:
     bad = 0
     for file in files:
         try:
-            scenario = load_scenario(file)
-            settings(scenario)  # what vLLM would refuse before it looks at the memory
-        except ScenarioError as error:
-            bad += 1
-            click.echo(str(error), err=True)
+            valid(file)
         except LoadfitError as error:
             bad += 1
-            click.echo(f"{file}: {error}", err=True)
+            click.echo(str(error), err=True)
         else:
             click.echo(f"{file}: ok")
     return EXIT_USAGE if bad else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 
@@ -19,7 +20,7 @@ def models(as_json: bool) -> None:
     Example:
       bench models
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in catalog.model_names():
         a = from_config(catalog.model_config(name))
         rows.append(

@@ -35,7 +35,8 @@ def watching() -> Iterator[run.Progress]:
         task = bar.add_task("starting", total=None, live="")
 
         def change(state: run.Progress) -> None:
-            bar.update(task, description=state.stage, completed=state.done, total=state.total or None, live=_live(state))
+            total = state.total or None
+            bar.update(task, description=state.stage, completed=state.done, total=total, live=_live(state))
 
         yield run.Progress(on_change=change)
 

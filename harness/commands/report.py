@@ -27,8 +27,9 @@ def find(path: Path) -> Path:
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path), metavar="RUN")
 @click.option(
-    "--format", "form", type=click.Choice(["text", "markdown", "json", "csv"]), default="text", show_default=True
-)
+    "--format", "form", type=click.Choice(["text", "markdown", "json", "csv"]), default="text", show_default=True,
+    help="How to show it.",
+)  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), help="A file to write to (csv: a folder).")
 def report(folder: Path, form: str, out: Path | None) -> None:
     """Show a run again. RUN is its folder, or the folder of a scenario (its latest run).

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harness import store
+from harness.commands.check import valid
 from harness.errors import (
     EXIT_ENGINE,
     EXIT_INTERRUPTED,
@@ -22,7 +23,7 @@ from harness.errors import (
 )
 from harness.ledger import Account
 from harness.predict import predict
-from harness.scenario import Scenario, load_scenario
+from harness.scenario import Scenario
 
 if TYPE_CHECKING:
     from harness.report.content import Reading
@@ -30,9 +31,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("scenarios", nargs=-1, required=True, metavar="SCENARIO...")
-@click.option("--analytic-only", "forced", flag_value="analytic", help="Arithmetic and simulation; no engine.")
-@click.option("--rehearse", "forced", flag_value="rehearsal", help="Real vLLM on this CPU, stand-in model.")
-@click.option("--measure", "forced", flag_value="measured", help="Everything real, on the scenario's device.")
+@click.option("--analytic-only", is_flag=True, help="Arithmetic and simulation; no engine.")
+@click.option("--rehearse", is_flag=True, help="Real vLLM on this CPU, stand-in model.")
+@click.option("--measure", is_flag=True, help="Everything real, on the scenario's device.")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True,
     help="Where run folders go.",
@@ -45,8 +46,8 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, everything else on stderr.")
 def run(
-    scenarios: tuple[str, ...], forced: str | None, out: Path, overrides: tuple[str, ...], port: int | None,
-    start_timeout: float, as_json: bool,
+    scenarios: tuple[str, ...], analytic_only: bool, rehearse: bool, measure: bool, out: Path,
+    overrides: tuple[str, ...], port: int | None, start_timeout: float, as_json: bool,
 ) -> int:  # fmt: skip
     """Predict SCENARIO, run it as real as this machine can, compare, and say why.
 
@@ -60,10 +61,21 @@ def run(
       bench run scenarios/70b_8k_int4.yaml --set load.users=12 --set load.requests=24
       bench run scenarios/70b_8k.yaml --analytic-only --json | jq .prediction.rungs
     """
+    modes = {"analytic": analytic_only, "rehearsal": rehearse, "measured": measure}
+    wanted = [mode for mode, asked in modes.items() if asked]
+    if len(wanted) > 1:
+        raise UsageError("--analytic-only, --rehearse and --measure: one of them at most")
+    forced = wanted[0] if wanted else None
     loaded = _load_all(scenarios, overrides)
     documents, codes = [], []
     for scenario in loaded:
-        code, reading = _run_one(scenario, forced, out, port, start_timeout, quiet=as_json)
+        try:
+            code, reading = _run_one(scenario, forced, out, port, start_timeout, quiet=as_json)
+        except LoadfitError as error:  # the other scenarios go on, what was run stays
+            if len(loaded) == 1:
+                raise
+            click.echo(f"bench: {scenario.name}: {error}", err=True)
+            code, reading = error.exit_code, None
         codes.append(code)
         if as_json and reading is not None:
             from harness.report.document import document
@@ -82,7 +94,7 @@ def _load_all(files: tuple[str, ...], overrides: tuple[str, ...]) -> list[Scenar
     loaded, faults = [], []
     for file in files:
         try:
-            loaded.append(load_scenario(file, overrides))
+            loaded.append(valid(file, overrides))
         except LoadfitError as error:
             faults.append(str(error))
     if faults:

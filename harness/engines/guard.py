@@ -4,9 +4,9 @@
 
 The one who starts the guard holds the other end of its standard input. When that end closes, by intent
 or because its holder was killed, the guard ends the command: TERM, then KILL to every descendant that is
-still there after GRACE_S seconds, and removes the folder SCRATCH. On Linux it is the subreaper of all of them, so a grandchild that lost
-its parent comes back here instead of escaping. It exits with the command's own code (128 + signal where
-a signal ended it).
+still there after GRACE_S seconds; and it removes the folder SCRATCH. On Linux it is the subreaper of all of
+them, so a grandchild that lost its parent comes back here instead of escaping. It exits with the command's
+own code (128 + signal where a signal ended it).
 """
 
 from __future__ import annotations

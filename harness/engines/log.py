@@ -80,11 +80,15 @@ def quotable(lines: Iterable[str]) -> list[str]:
 
 
 def reason(lines: Iterable[str]) -> str | None:
-    """Why the engine gave up, in its own words: the root cause rather than what wraps it; None if unsaid."""
+    """Why the engine gave up, in its own words: the root cause rather than what wraps it; None if unsaid.
+
+    A line that vLLM itself calls a warning or information names errors that did not happen.
+    """
     found = None
     for line in lines:
+        record = _RECORD.match(line)
         match = _REASON.search(plain(line))
-        if not match:
+        if not match or (record and record["level"] in ("INFO", "WARNING", "DEBUG")):
             continue
         kind, usage = match["kind"], match["usage"]
         text = f"{kind}: {match['text']}" if kind else f"error: {usage}" if usage else match["dead"]

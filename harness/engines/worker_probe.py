@@ -43,7 +43,7 @@ def _flat(tensors: Any) -> list[Any]:
 
 def _bytes_of(read: Callable[[], Iterable[Any]]) -> int | None:
     try:
-        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in read()}
+        storages: dict[int, int] = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in read()}
     except Exception:
         return None
     return sum(storages.values())

@@ -148,7 +148,8 @@ def _rungs(chosen: Settings, scenario: Scenario, given: Grant) -> tuple[tuple[Ru
     b = given.budget
     loads = _room(RungName.LOADS, b, 0, Term.WEIGHTS)
     admits = fit.judge_admission(given, chosen) if loads.holds else fit.not_reached(RungName.ADMITS)
-    starts = _room(RungName.STARTS, b, b.available.bytes, KV_CACHE) if admits.holds else fit.not_reached(RungName.STARTS)
+    room = _room(RungName.STARTS, b, b.available.bytes, KV_CACHE)
+    starts = room if admits.holds else fit.not_reached(RungName.STARTS)
     if scenario.load is None:
         return (loads, admits, starts, Rung(RungName.HOLDS, None, reason="the scenario states no load")), LoadFigures()
     if not starts.holds:
@@ -171,7 +172,8 @@ def _room(name: str, b: Budget, pool: int, term: str) -> Rung:
 def _ledger(given: Grant, figures: LoadFigures) -> Ledger:
     b = given.budget
     pool = b.blocks * b.block_bytes if given.refusal is None else 0
-    standing = [(Term.WEIGHTS, b.weights), (Term.RUNTIME_AT_INIT, b.init), (Term.NON_TORCH_INCREASE, b.non_torch)]
+    terms = (Term.WEIGHTS, Term.RUNTIME_AT_INIT, Term.NON_TORCH_INCREASE)
+    standing = list(zip(terms, (b.weights, b.init, b.non_torch), strict=True))
     none = "no such term on a CPU"
     rows = []
     for phase in (Phase.IDLE, Phase.LOAD):

@@ -22,7 +22,7 @@ QUESTIONS = {
     "LOADS": "do the weights fit?",
     "ADMITS": "is a pool granted?",
     "STARTS": "does warm-up pass?",
-    "HOLDS": "does the load run freely?",
+    "HOLDS": "does the load hold?",
 }
 TERM_WORDS = {
     "weights": "weights",
@@ -56,6 +56,7 @@ OUTCOMES = {
     "died_under_load": "the engine died under load",
     "load_timed_out": "the load did not end in its time",
     "no_answers": "no request was answered",
+    "requests_failed": "some requests failed",
     "interrupted": "interrupted",
     "not_recorded": "the run could not be written down to its end",
 }
@@ -343,6 +344,8 @@ def _notes(reading: Reading) -> Iterable[str]:
     yield from record.prediction.notes
     yield from record.rehearsal.notes if record.rehearsal else ()
     yield from reading.measured.notes if reading.measured else ()
+    if record.manifest.get("digest") not in (None, reading.scenario.digest):
+        yield "scenario.yaml is not what was run: it was changed or cut short since (its digest is another)."
     sampling = record.manifest.get("sampling")
     if sampling and record.mode == "measured":
         yield (

@@ -34,7 +34,7 @@ class Run:
     ``steps``      time_ns, blocks_used, running, waiting, preempted, tokens, blocked_on_kv (0/1): one row for each
                    scheduler step that scheduled tokens.
     ``requests``   index, prompt_tokens, output_tokens (asked), tokens_out (the engine's count), sent_ns, first_ns,
-                   end_ns, status (ok, cut, http, connection), error, text.
+                   end_ns, status (ok, cut, http, connection, unfinished), error, text.
     ``processes``  process, at_init, idle, peak_under_load: PSS in bytes of each kind of process.
     ``marks``      phase, time_ns.
 
