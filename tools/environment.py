@@ -42,8 +42,9 @@ def run(step: str, remedy: str, *command: str, quiet: bool = False) -> None:
     begun = time.monotonic()
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode:
-        tail = "" if quiet else "\n".join(line for line in done.stdout.splitlines() if not line.startswith("WARNING"))[-3000:]
-        print(tail, file=sys.stderr, end="\n" if tail else "")
+        said = [line for line in done.stdout.splitlines() if not line.startswith("WARNING")]
+        if said and not quiet:
+            print("\n".join(said)[-3000:], file=sys.stderr)
         raise StepFailed(f"{step}: failed (exit code {done.returncode}). Remedy: {remedy}")
     if time.monotonic() - begun > 5:
         say(f"  took {time.monotonic() - begun:.0f} s")

@@ -243,8 +243,8 @@ class CpuRuntime:
     """What vLLM's processes take on a CPU beside weights and pool; (low, likely, high) bytes each.
 
     ``processes``: PSS of api_server, engine_core and worker before a model is loaded; ``late_growth``: what the
-    first two still grow by until the engine is idle.
-    ``growth_under_load``: what all of them grow by from idle to the peak of a load, activations left out.
+    first two still grow by until the engine is idle; ``growth_under_load``: what all of them grow by from idle
+    to the peak of a load, the tensors of a step left out.
     """
 
     processes: dict[str, tuple[int, int, int]]
@@ -254,9 +254,9 @@ class CpuRuntime:
 
 
 @cache
-def cpu_runtime() -> CpuRuntime:
-    """Measured by this project: there is no published figure."""
-    data = _data("cpu_runtime.json")
+def cpu_runtime(tokenizer: bool) -> CpuRuntime:
+    """Measured by this project, for there is no published figure; a server with a tokenizer takes more."""
+    data = _data("cpu_runtime.json")["with_tokenizer" if tokenizer else "without_tokenizer"]
 
     def three(values: list[int]) -> tuple[int, int, int]:
         low, likely, high = values

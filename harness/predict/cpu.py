@@ -50,11 +50,11 @@ def _grant(architecture: Architecture, chosen: Settings, scenario: Scenario) -> 
     token = kv_cache.bytes_per_token(architecture, chosen)
     block = token * chosen.block_size
     weights = _weights(architecture, chosen)
-    runtime = _runtime()
-    available = _pool(chosen, block, memory, weights)
+    runtime = _runtime(scenario)
+    available = _pool(scenario, chosen, block, memory, weights)
     nothing = Estimate.exact(0, "no such term on a CPU")
     budget = Budget(
-        stage=0, cuda_total=memory, init=runtime, weights=weights, non_torch=_late_growth(),
+        stage=0, cuda_total=memory, init=runtime, weights=weights, non_torch=_late_growth(scenario),
         activation=_activations(architecture, chosen, scenario), graphs=nothing, requested=memory,
         profiled=available, available=available, token_bytes=token, block_bytes=block,
     )  # fmt: skip
@@ -88,9 +88,14 @@ def _weights(architecture: Architecture, chosen: Settings) -> Estimate:
     return Estimate.exact(total, f"sum over tensors ({chosen.weight_format.name}) and rotary cache")
 
 
-def _runtime() -> Estimate:
+def _measured(scenario: Scenario) -> catalog.CpuRuntime:
+    """A server is started without a tokenizer where its weights are made up (harness/modes.py)."""
+    return catalog.cpu_runtime(tokenizer=scenario.weights.load != "dummy")
+
+
+def _runtime(scenario: Scenario) -> Estimate:
     """Python, PyTorch and vLLM in the engine's three processes, before a model is loaded."""
-    known = catalog.cpu_runtime()
+    known = _measured(scenario)
     parts = known.processes.values()
     return Estimate(
         sum(p[1] for p in parts), sum(p[0] for p in parts), sum(p[2] for p in parts),
@@ -98,9 +103,9 @@ def _runtime() -> Estimate:
     )  # fmt: skip
 
 
-def _late_growth() -> Estimate:
+def _late_growth(scenario: Scenario) -> Estimate:
     """What the API server and the engine core still grow by while the worker loads."""
-    known = catalog.cpu_runtime()
+    known = _measured(scenario)
     low, likely, high = known.late_growth
     return Estimate(likely, low, high, f"growth of api_server and engine_core until idle: {known.source}")
 
@@ -119,7 +124,7 @@ def step_tensors(architecture: Architecture, chosen: Settings, scenario: Scenari
 def _activations(architecture: Architecture, chosen: Settings, scenario: Scenario) -> Estimate:
     """The growth under load. Nothing is profiled at start, and the C library keeps freed pieces, so the
     interval is measured, not derived."""
-    known = catalog.cpu_runtime()
+    known = _measured(scenario)
     low, likely, high = known.growth_under_load
     step = step_tensors(architecture, chosen, scenario)
     return Estimate(
@@ -129,14 +134,14 @@ def _activations(architecture: Architecture, chosen: Settings, scenario: Scenari
     )  # fmt: skip
 
 
-def _pool(chosen: Settings, block: int, memory: Estimate, weights: Estimate) -> Estimate:
+def _pool(scenario: Scenario, chosen: Settings, block: int, memory: Estimate, weights: Estimate) -> Estimate:
     if chosen.num_gpu_blocks_override is not None:
         return Estimate.exact(chosen.num_gpu_blocks_override * block, "num_gpu_blocks_override")
     if chosen.kv_cache_memory_bytes is not None:
         whole = chosen.kv_cache_memory_bytes // block * block
         return Estimate.exact(whole, "kv_cache_memory_bytes, in whole blocks")
     # vLLM takes the worker's resident memory off, the shared pages included.
-    low, worker, high = catalog.cpu_runtime().processes["worker"]
+    low, worker, high = _measured(scenario).processes["worker"]
     left = math.ceil(memory.bytes * chosen.gpu_memory_utilization) - weights.bytes
     return Estimate(left - worker, left - 2 * high, left - low, "ceil(memory x gpu_memory_utilization) - worker RSS")
 

@@ -95,8 +95,10 @@ def from_reading(reading: Reading) -> Run:
 
 
 def _frame(rows: Any) -> pd.DataFrame:
-    frame = pd.DataFrame([asdict(row) for row in rows])
+    data = [asdict(row) for row in rows]
+    frame = pd.DataFrame(data)
     for column in ("predicted", "low", "high", "measured", "error", "margin", "margin_low", "margin_high"):
-        if column in frame and frame[column].map(lambda v: isinstance(v, int) and not isinstance(v, bool)).any():
-            frame[column] = frame[column].astype("Int64")  # whole bytes, with a place for the missing ones
+        values = [row.get(column) for row in data]
+        if column in frame and any(type(v) is int for v in values) and not any(type(v) is float for v in values):
+            frame[column] = pd.array(values, dtype="Int64")  # whole bytes, with a place for the missing ones
     return frame
