@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import signal
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from harness import __version__, prompts, store
 from harness.devices import procfs
 from harness.engines import log, vllm
-from harness.errors import EXIT_INTERRUPTED, EngineError, RecordError
+from harness.errors import EngineError, RecordError
+from harness.interrupts import Interrupts
 from harness.ledger import Account, Phase
 from harness.modes import Session
 from harness.sampler import MemorySampler, sample_metrics
@@ -78,11 +77,11 @@ def execute(
     the folder could be begun, MachineError where the port is taken.
     """
     port = vllm.free_port(port)
-    with _Interrupts() as interrupts:
+    with Interrupts() as interrupts:
         folder = _begin(out, scenario, prediction, session.expected, session.mode, why)
         run = _Run(scenario, session, folder, port, start_timeout_s, progress or Progress())
         try:
-            outcome, reason = interrupts.run(run.all())
+            outcome, reason = interrupts.run(run.all()) or (INTERRUPTED, "")
         except RecordError as error:  # the disk is full: say so, keep what there is
             outcome, reason = UNRECORDED, str(error)
         finally:
@@ -127,59 +126,6 @@ def _begin(
         folder.discard()
         raise
     return folder
-
-
-class _Interrupts:
-    """Ctrl-C, TERM and a terminal that closes: the first ends the run in order, a second one at once.
-
-    They are heard until the engine is stopped, so that nothing cuts the stopping short. Ended at once,
-    we leave the engine to its guard.
-    """
-
-    def __init__(self) -> None:
-        self.heard = ""
-        self._cancel: Callable[[], object] | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Interrupts:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup stays nohup
-                with contextlib.suppress(ValueError):  # not the main thread: its owner handles signals
-                    self._before[number] = signal.signal(number, self._hear)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _hear(self, number: int, _frame: object) -> None:
-        again, self.heard = self.heard, self.heard or signal.Signals(number).name
-        text = "stopped at once; the engine is being ended" if again else (
-            f"{self.heard}: ending the run in order (once more: at once)"
-        )  # fmt: skip
-        with contextlib.suppress(OSError):
-            os.write(2, f"\nbench: {text}\n".encode())
-        if again:
-            os._exit(EXIT_INTERRUPTED)
-        if self._cancel:
-            self._cancel()
-
-    def run(self, main: Coroutine[Any, Any, tuple[str, str]]) -> tuple[str, str]:
-        """What ``main`` returns; (INTERRUPTED, "") where a signal ended it."""
-
-        async def watched() -> tuple[str, str]:
-            task, loop = asyncio.ensure_future(main), asyncio.get_running_loop()
-            self._cancel = lambda: loop.call_soon_threadsafe(task.cancel)
-            if self.heard:
-                task.cancel()
-            try:
-                return await task
-            except asyncio.CancelledError:
-                return INTERRUPTED, ""
-            finally:
-                self._cancel = None
-
-        return asyncio.run(watched())
 
 
 class _Run:
