@@ -3,7 +3,7 @@
     import harness
     prediction = harness.predict(harness.load_scenario("scenarios/70b_8k_int4.yaml"))
     run = harness.load_run("results/70b_8k_int4/latest")
-    run.samples, run.requests, run.terms      # pandas frames
+    run.terms, run.steps, run.requests        # pandas frames
 
 Names are imported when first used, so ``import harness`` costs nothing and needs no torch.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from typing import Any
@@ -45,6 +46,9 @@ for command in (run, check, report, models, gpus, schema):
 
 def main(argv: list[str] | None = None) -> Any:
     """Run ``bench``; ends the process with its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that has no bars or dashes gets question marks
+            stream.reconfigure(errors="replace")
     try:
         code = cli.main(argv, prog_name="bench", standalone_mode=False)
         sys.stdout.flush()

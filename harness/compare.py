@@ -152,12 +152,14 @@ def _usable(account: Account) -> int | None:
 
 
 def check(expect: Expect, comparison: Comparison) -> tuple[bool | None, list[str]]:
-    """Whether the scenario's expectation is met, and what failed in words; (None, []) where none is stated.
+    """Whether the scenario's expectation is met, and what failed in words; (None, []) where none is stated, and
+    where the run was cut short or the stand-in's engine failed: neither says anything of the scenario.
 
     A measured verdict counts before a predicted one.
     """
     stated = expect.items()
-    if not stated:
+    cut = comparison.outcome in ("interrupted", "not_recorded")
+    if not stated or cut or (comparison.mode == "rehearsal" and comparison.outcome != "completed"):
         return None, []
     failed = []
     for key, wanted in stated:
@@ -169,7 +171,7 @@ def check(expect: Expect, comparison: Comparison) -> tuple[bool | None, list[str
             found = row.measured if row.measured is not None else row.predicted
             how = "measured" if row.measured is not None else "predicted"
         if found != wanted:
-            shown = found if found is not None else "unknown"
+            shown = found if found is not None else "nothing" if key == "limited_by" else "unknown"
             failed.append(f"expect.{key}: expected {_word(wanted)}, {how} {_word(shown)}")
     return not failed, failed
 

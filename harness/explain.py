@@ -2,116 +2,147 @@
 
 from __future__ import annotations
 
-from harness.compare import Comparison, FigureRow, limiting
-from harness.ledger import Account, Term
+from harness.compare import Comparison
+from harness.ledger import Account, RungName, Term
 from harness.scenario import Load, Scenario
 from harness.traffic import requests
-from harness.units import gib, human
+from harness.units import human
+
+_IDLE = (RungName.LOADS, RungName.ADMITS, RungName.STARTS)
+
+
+def heading(comparison: Comparison) -> str:
+    """The title over the sentences."""
+    verdicts = _verdicts(comparison)
+    if any(verdicts[rung] is False for rung in _IDLE):
+        return "Why it does not get as far as a load"
+    if verdicts[RungName.HOLDS] is False:
+        return "Why idle fit differs from loaded fit here"
+    return "Idle fit and loaded fit here"
 
 
 def explain(scenario: Scenario, predicted: Account, comparison: Comparison) -> list[str]:
-    """Three or four sentences."""
-    verdicts = {r.rung: r.measured if r.measured is not None else r.predicted for r in comparison.rungs}
-    if verdicts["LOADS"] is False or verdicts["ADMITS"] is False or verdicts["STARTS"] is False:
+    """Three or four sentences; each number is the run's own, or the prediction's where it says so."""
+    verdicts = _verdicts(comparison)
+    if any(verdicts[rung] is False for rung in _IDLE):
         return _not_started(scenario, predicted, comparison)
-    return _started(scenario, predicted, comparison)
+    if verdicts[RungName.STARTS] is None:
+        return ["The folder holds no prediction that can be read, so there is nothing to compare with."]
+    words = [_idle_sentence(scenario, predicted)]
+    if scenario.load is None:
+        return [*words, "The scenario states no load, so nobody asked whether it holds one."]
+    words += [_need_sentence(scenario.load, predicted), _outcome_sentence(comparison)]
+    if verdicts[RungName.HOLDS] is False and _limit(comparison) == "kv_cache":
+        words.append(
+            "Idle memory can't show this: the pool is set aside when the engine starts and reads the same whether "
+            "its blocks are empty or all taken; blocks in use, the queue and preemptions are what tell."
+        )
+    elif verdicts[RungName.HOLDS]:
+        words += _room_sentence(scenario.load, predicted)
+    return [w for w in words if w]
+
+
+def _verdicts(comparison: Comparison) -> dict[str, bool | None]:
+    return {r.rung: r.measured if r.measured is not None else r.predicted for r in comparison.rungs}
+
+
+def _limit(comparison: Comparison) -> str | None:
+    return next(r for r in comparison.rungs if r.rung == RungName.HOLDS).limited_by
 
 
 def _device(scenario: Scenario) -> str:
     if scenario.on_cpu:
         return "this computer"
     assert scenario.gpu is not None
-    name = scenario.gpu.name or f"a GPU of {human(scenario.gpu.memory)}"
-    return f"{scenario.gpu.count} x {name}" if scenario.gpu.count > 1 else name
+    name = scenario.gpu.name or f"GPU of {human(scenario.gpu.memory)}"
+    return f"each of {scenario.gpu.count} {name}" if scenario.gpu.count > 1 else f"one {name}"
+
+
+def _count(n: float, thing: str) -> str:
+    return f"{n:,.0f} {thing}" + ("" if n == 1 else "s")
 
 
 def _not_started(scenario: Scenario, predicted: Account, comparison: Comparison) -> list[str]:
+    verdicts = _verdicts(comparison)
+    row = next(r for r in comparison.rungs if r.rung in _IDLE and verdicts[r.rung] is False)
+    words = [f"It does not get as far as a load: {row.rung} fails on {_device(scenario)}."]
     weights = predicted.ledger.bytes_of(Term.WEIGHTS)
-    rung = next(r for r in comparison.rungs if False in (r.measured, r.predicted))
-    words = [f"It does not get as far as a load: {rung.rung} fails on {_device(scenario)}."]
-    if weights is not None:
+    if row.measured is False:
+        return [*words, f"The engine's reason: {row.measured_reason.rstrip('.')}."]
+    if row.rung == RungName.LOADS and weights is not None and row.margin is not None:
+        return [
+            *words,
+            f"The weights take {human(weights)}, {human(-row.margin)} more than there is room for.",
+            "No memory is left for a KV cache, so no load can be admitted; fewer bits for each weight, a larger GPU "
+            "or more of them is what changes that.",
+        ]
+    words.append(f"{row.reason[:1].upper()}{row.reason[1:].rstrip('.')}.")
+    if row.rung == RungName.ADMITS:
         words.append(
-            f"The weights take {gib(weights)} GiB for each device"
-            + (f", {gib(-rung.margin)} GiB more than there is room for." if rung.margin is not None and rung.margin < 0
-               and rung.rung == "LOADS" else ".")
-        )  # fmt: skip
-    reason = rung.measured_reason or rung.reason
-    if reason and rung.rung != "LOADS":
-        words.append(f"The reason: {reason.rstrip('.')}.")
-    if rung.rung == "LOADS":
-        words.append(
-            "No memory is left for a KV cache, so no load can be admitted; fewer bits for each weight, "
-            "a larger GPU or more of them is what changes that."
+            "A smaller max_model_len or max_num_batched_tokens, an fp8 KV cache or fewer bits for each weight leave "
+            "more for the pool."
         )
-    return words
-
-
-def _started(scenario: Scenario, predicted: Account, comparison: Comparison) -> list[str]:
-    kv, load = predicted.kv, scenario.load
-    words = [_idle_sentence(scenario, predicted)]
-    if load is None or kv.usable_blocks is None or kv.block_size is None or kv.bytes_per_token is None:
-        return words
-    words.append(_need_sentence(load, predicted))
-    words.append(_outcome_sentence(comparison))
-    if limiting(comparison) == "kv_cache":
-        words.append(
-            "Idle memory can't show this: the pool is set aside when the engine starts and reads the same whether "
-            "its blocks are empty or all taken; blocks in use, the queue and preemptions are what tell."
-        )
+    elif scenario.engine.num_gpu_blocks_override or scenario.engine.kv_cache_memory_bytes:
+        words.append("The pool was set by hand, without regard to what else the device has to hold.")
     return words
 
 
 def _idle_sentence(scenario: Scenario, predicted: Account) -> str:
-    pool = predicted.ledger.bytes_of(Term.KV_AVAILABLE)
-    weights = predicted.ledger.bytes_of(Term.WEIGHTS)
-    usable = predicted.kv.usable_blocks
-    tokens = None if usable is None else usable * (predicted.kv.block_size or 0)
-    return (
-        f"Idle it fits: beside {human(weights)} of weights {_device(scenario)} has room for a KV pool of "
-        + f"{human(pool)}, "
-        + (f"{tokens:,} tokens" if tokens is not None else "of unknown size")
-        + (f" ({human(predicted.kv.bytes_per_token)} for each token)." if predicted.kv.bytes_per_token else ".")
-    )
+    kv, pool = predicted.kv, predicted.ledger.bytes_of(Term.KV_AVAILABLE)
+    weights = human(predicted.ledger.bytes_of(Term.WEIGHTS))
+    by_hand = scenario.engine.num_gpu_blocks_override or scenario.engine.kv_cache_memory_bytes
+    room = "was given" if by_hand else "has room for"
+    tokens = "" if kv.usable_blocks is None else f", {kv.usable_blocks * (kv.block_size or 0):,} tokens"
+    each = f" ({human(kv.bytes_per_token)} for each token)" if kv.bytes_per_token else ""
+    pool_of = f"a KV pool of {human(pool)}{tokens}{each}"
+    return f"Idle it fits: beside {weights} of weights {_device(scenario)} {room} {pool_of}."
 
 
 def _need_sentence(load: Load, predicted: Account) -> str:
-    work = requests(load)
-    mean = sum(r.prompt_tokens + r.output_tokens for r in work) / len(work)
     kv, needed = predicted.kv, predicted.load.peak_blocks_needed
-    assert kv.block_size is not None and kv.usable_blocks is not None
-    who = f"{load.users} users" if load.users else f"{load.requests} requests at once"
-    text = f"Under load {who} with {mean:,.0f} tokens each"
-    if needed is None:
-        return text + " fill it step by step."
-    share = needed / kv.usable_blocks if kv.usable_blocks else float("inf")
-    return text + (
-        f" want {needed * kv.block_size:,} tokens at their peak, {share:.2f} times the pool"
-        + (f" ({human(needed * (kv.bytes_per_block or 0))})." if kv.bytes_per_block else ".")
+    if needed is None or kv.block_size is None or not kv.usable_blocks:
+        return ""
+    who = _count(load.concurrency, "user" if load.users else "request") + ("" if load.users else " at once")
+    work = requests(load)
+    tokens = sum(r.prompt_tokens + r.output_tokens for r in work) / len(work)
+    size = f" ({human(needed * kv.bytes_per_block)})" if kv.bytes_per_block else ""
+    return (
+        f"Under load {who} with {tokens:,.0f} tokens each would take blocks for {needed * kv.block_size:,} tokens at "
+        f"the peak, {needed / kv.usable_blocks:.2f} times the pool{size}."
     )
 
 
 def _outcome_sentence(comparison: Comparison) -> str:
-    figures = {f.figure: f for f in comparison.figures}
-
-    def both(name: str) -> str:
-        row: FigureRow = figures[name]
-        if row.measured is None:
-            return f"{row.gpu:,.0f}" if row.gpu is not None else "an unknown number of"
-        return f"{row.measured:,.0f}"
-
+    holds = next(r for r in comparison.rungs if r.rung == RungName.HOLDS)
     how = {"rehearsal": "In the rehearsal on real vLLM", "measured": "Measured"}.get(comparison.mode, "Simulated")
-    holds = next(r for r in comparison.rungs if r.rung == "HOLDS")
-    if comparison.mode != "analytic" and comparison.outcome not in ("completed",):
-        return f"{how} the run ended before the load did ({comparison.outcome}): {holds.measured_reason}."
-    preemptions = figures["preemptions"]
-    count = preemptions.measured if preemptions.measured is not None else preemptions.gpu
-    text = (
-        f"{how}, at most {both('peak_running')} ran at once while up to {both('peak_waiting')} waited, and "
-        f"{both('preemptions')} running requests were preempted"
+    if comparison.outcome != "completed":
+        return f"{how}: the load did not run to its end ({comparison.outcome.replace('_', ' ')})."
+    side = "gpu" if comparison.mode == "analytic" else "measured"
+    figures = {f.figure: getattr(f, side) for f in comparison.figures}
+    running, waiting, preemptions = (figures[k] for k in ("peak_running", "peak_waiting", "preemptions"))
+    if running is None or waiting is None or preemptions is None:
+        return f"{how}: {holds.measured_reason or holds.reason}."
+    told = f"{how}: at most {_count(running, 'request')} ran at once, at most {waiting:,.0f} waited at one time"
+    if not preemptions:
+        verdict = holds.measured if holds.measured is not None else holds.predicted
+        end = "somebody waited for blocks: it does not hold" if verdict is False else "none was preempted: it holds"
+        return f"{told}, and {end}."
+    again = figures["tokens_scheduled"]
+    total = f" ({again:,.0f} tokens scheduled in all)" if again is not None else ""
+    one = preemptions == 1
+    return (
+        f"{told}, and there {'was' if one else 'were'} {_count(preemptions, 'preemption')}, "
+        f"{'' if one else 'each '}computed again{total}: it does not hold."
     )
-    tokens = figures["tokens_scheduled"]
-    total = tokens.measured if tokens.measured is not None else tokens.gpu
-    if count and total is not None:
-        text += f" and computed again ({total:,.0f} tokens scheduled in all)"
-    verdict = holds.measured if holds.measured is not None else holds.predicted
-    return text + (": it holds." if verdict else ": it does not hold." if verdict is False else ".")
+
+
+def _room_sentence(load: Load, predicted: Account) -> list[str]:
+    """How much more of the same would fit, by the peak of this load."""
+    usable, needed = predicted.kv.usable_blocks, predicted.load.peak_blocks_needed
+    if usable is None or not needed:
+        return []
+    more = (usable - needed) * load.concurrency // needed
+    thing = "user" if load.users else "request at once"
+    if more < 1:
+        return [f"There is no room for one more {thing}."]
+    return [f"By its blocks the pool has room for about {more:,} more such {thing.replace('user', 'users')}."]

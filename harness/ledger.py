@@ -7,7 +7,7 @@ load beside the ledger. A prediction is an account and so is a measurement, so a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any
@@ -93,14 +93,6 @@ class Ledger:
         """Bytes of ``term``, or None where there is no entry or no reading."""
         entry = self.find(term, phase)
         return entry.bytes if entry else None
-
-    def total(self, phase: str, device: str | None = None) -> int:
-        """The sum of the additive terms of a phase; an unknown term counts nothing."""
-        return sum(
-            e.bytes or 0
-            for e in self.entries
-            if e.phase == phase and e.term in ADDITIVE and device in (None, e.device)
-        )
 
 
 @dataclass(frozen=True)
@@ -213,8 +205,3 @@ class Account:
 def _known(cls: Any, data: dict[str, Any]) -> Any:
     names = {f.name for f in fields(cls)}
     return cls(**{k: v for k, v in data.items() if k in names})
-
-
-def merge(*parts: Iterable[Entry]) -> Ledger:
-    """One ledger of all entries given, in order."""
-    return Ledger(tuple(e for part in parts for e in part))

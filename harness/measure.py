@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 
 from harness.engines import log
 from harness.ledger import ADDITIVE, Account, Entry, KvPool, Ledger, LoadFigures, Phase, Rung, RungName, Term
-from harness.store import RunRecord
+from harness.store import LOADING, RunRecord
 
 if TYPE_CHECKING:
     import pandas as pd
 
 CPU = "cpu"
 PROCESS_COLUMNS = ("process", "at_init", "idle", "peak_under_load")
-LOADING = "loading"  # the mark at which the worker begins to load the weights
 _STAND_IN = "a stand-in model was served: bytes and the first three rungs come from the prediction"
 _POOL = re.compile(
-    r"KV cache size: (\d[\d,]{0,18}) tokens.*?Maximum concurrency for \d[\d,]* tokens per request: (\d+(?:\.\d+)?)x",
+    r"KV cache size: (\d[\d,]{0,18}) tokens.*?Maximum concurrency for (\d[\d,]{0,18}) tokens per request: "
+    r"(\d+(?:\.\d+)?)x",
     re.ASCII,
 )
 _OUT_OF_MEMORY = re.compile(
@@ -51,12 +51,13 @@ def _pool(record: RunRecord) -> KvPool:
     said = next((m for line in record.log_lines if (m := _POOL.search(line))), None)
     if not said:
         return KvPool()
-    tokens, concurrency = int(said[1].replace(",", "")), float(said[2])
+    tokens, request, concurrency = int(said[1].replace(",", "")), int(said[2].replace(",", "")), float(said[3])
     block = record.block_size
-    blocks = tokens // block if block else None
+    # vLLM prints int(blocks / ceil(request / block) x request): not blocks x block where these don't divide.
+    blocks = -(-tokens * -(-request // block) // request) if block and request else None
     held = record.probe.get("kv_bytes")
     return KvPool(
-        bytes_per_token=round(held / tokens) if held and tokens else None,
+        bytes_per_token=round(held / (blocks * block)) if held and blocks and block else None,
         bytes_per_block=round(held / blocks) if held and blocks else None,
         block_size=block,
         num_blocks=blocks,
@@ -219,8 +220,10 @@ def _rungs(record: RunRecord, kv: KvPool, load: LoadFigures) -> Iterator[Rung]:
 
 def _holds(record: RunRecord, kv: KvPool, load: LoadFigures, started: bool) -> Rung:
     reason = str(record.manifest.get("reason", ""))
-    if not started:
+    if not started and record.mode == "measured" and record.outcome in ("refused_at_start", "hung_at_start"):
         return Rung(RungName.HOLDS, False, reason="not reached")
+    if not started:
+        return Rung(RungName.HOLDS, None, reason=f"the run ended before the load: {record.outcome}")
     if record.outcome == "died_under_load":
         limited_by = "memory" if _OUT_OF_MEMORY.search(reason) else "engine"
         return Rung(RungName.HOLDS, False, limited_by=limited_by, reason=reason)
@@ -239,4 +242,6 @@ def _holds(record: RunRecord, kv: KvPool, load: LoadFigures, started: bool) -> R
     if load.preemptions or waited:
         told = f"{load.preemptions} preemptions" + ("; requests waited for blocks" if waited else "")
         return Rung(RungName.HOLDS, False, margin_bytes=margin, limited_by="kv_cache", reason=told)
+    if waited is None:
+        return Rung(RungName.HOLDS, None, reason="no preemption; who waited for blocks is told by steps.csv alone")
     return Rung(RungName.HOLDS, True, margin_bytes=margin, reason="no preemption, nobody waited for blocks")

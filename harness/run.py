@@ -20,7 +20,7 @@ from harness.errors import EngineError, RecordError
 from harness.interrupts import Interrupts
 from harness.ledger import Account, Phase
 from harness.modes import Session
-from harness.sampler import MemorySampler, sample_metrics
+from harness.sampler import MEMORY_INTERVAL_S, MemorySampler, sample_metrics
 from harness.scenario import Scenario
 from harness.traffic import requests
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 START_TIMEOUT_S = 600.0
 GONE_TIMEOUT_S = 15.0  # vLLM's server looks after its engine every 5 s
 SETTLE_S = 1.0  # of quiet before and after the load
-LOADING = "loading"  # a mark beside the phases: the worker begins to load the weights
 
 # How a run can end. What is not "completed" is read from the folder like any other.
 COMPLETED, REFUSED, HUNG, DIED, TIMED_OUT, SILENT, FAILED, INTERRUPTED, UNRECORDED = (
@@ -170,7 +169,7 @@ class _Run:
             "answers": self.answers,
             "sampling": sampler
             and {
-                "interval_s": 0.05,
+                "interval_s": MEMORY_INTERVAL_S,
                 "sweeps": sampler.sweeps,
                 "longest_gap_s": round(sampler.longest_gap_s, 4),
                 "cpu_s": round(sampler.cpu_s, 3),
@@ -243,7 +242,7 @@ class _Run:
     def _read_log(self) -> None:
         for time_ns, line in self.tail.new_lines():
             if log.LOADING.search(line):
-                self.marks.setdefault(LOADING, time_ns)
+                self.marks.setdefault(store.LOADING, time_ns)
             if log.LOADED.search(line):
                 self.marks.setdefault(str(Phase.WEIGHTS_LOADED), time_ns)
             stage = log.stage(line)

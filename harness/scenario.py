@@ -23,6 +23,7 @@ from harness.units import parse_bytes
 
 SMALLEST_GPU_BYTES = 2**28
 LARGEST_BYTES = 2**50
+GROUP_SIZES = (32, 64, 128)
 
 
 def _bytes(value: Any) -> int:
@@ -256,13 +257,7 @@ class Scenario(Part):
     @property
     def model_folder(self) -> Path | None:
         """The local folder that holds config.json, or None."""
-        if not isinstance(self.model, str):
-            return None
-        try:
-            path = self._folder / Path(self.model).expanduser()
-            return path if (path / "config.json").is_file() else None
-        except (OSError, RuntimeError, ValueError):  # a name that can't be a path, the home of nobody
-            return None
+        return _config_folder(self.model, self._folder) if isinstance(self.model, str) else None
 
     def config(self) -> dict[str, Any]:
         """The model's Hugging Face config as a dict. Raises UsageError where there is none."""
@@ -359,7 +354,11 @@ def parse_scenario(
     try:
         scenario = Scenario.model_validate(data)
     except ValidationError as error:
-        raise ScenarioError(scenario_text.explain(error, Scenario, _FORMS, locate)) from None
+        problems = scenario_text.explain(error, Scenario, _FORMS, locate)
+        model = data.get("model")
+        if isinstance(model, str) and not any(p.key == "model" for p in problems) and not _is_known(model, folder):
+            problems.append(Problem(locate(("model",)), "model", _no_such_model(model, folder)))
+        raise ScenarioError(scenario_text.in_order(problems)) from None
     scenario._folder = folder
     faults = [Problem(locate(path), ".".join(path), text) for path, text in _inconsistencies(scenario)]
     if faults:
@@ -391,9 +390,13 @@ def _inconsistencies(s: Scenario) -> Iterator[Fault]:
         yield ("weights", "group_size"), f"only int4 weights have groups, not {s.weights.format}"
     elif given is not None and "-g" in named.name and named.group_size != given:
         yield ("weights", "group_size"), f"expected {named.group_size} as in format {s.weights.format}, got {given}"
+    group = given or named.group_size
+    if named.bits == 4 and group is not None and group not in GROUP_SIZES:
+        key = "group_size" if given else "format"
+        yield ("weights", key), f"vLLM's 4-bit kernels have groups of 32, 64 or 128, got {group}"
     architecture = None
-    if s.model_folder is None and isinstance(s.model, str) and not catalog.knows_model(s.model):
-        yield ("model",), _no_such_model(s)
+    if isinstance(s.model, str) and not _is_known(s.model, s._folder):
+        yield ("model",), _no_such_model(s.model, s._folder)
     else:
         try:
             architecture = from_config(s.config())
@@ -433,6 +436,10 @@ def _engine_faults(s: Scenario) -> Iterator[Fault]:
             f"tensor_parallel_size x pipeline_parallel_size is {tp} x {pp} = {tp * pp}, but "
             + (f"gpu.count is {count}" if s.gpu else "device: cpu is one device"),
         )
+    block, multiple = s.engine.block_size, 32 if s.on_cpu else 16
+    if block is not None and block % multiple:
+        backend = "the CPU backend pages" if s.on_cpu else "GPU attention backends page"
+        yield ("engine", "block_size"), f"{backend} in multiples of {multiple} tokens, got {block}"
     size = s.engine.kv_cache_memory_bytes
     if size is not None and size > LARGEST_BYTES:
         yield ("engine", "kv_cache_memory_bytes"), f"expected at most 1 PiB, got {size:,} bytes"
@@ -442,12 +449,23 @@ def _engine_faults(s: Scenario) -> Iterator[Fault]:
         yield ("engine", "vllm"), str(error)
 
 
-def _no_such_model(s: Scenario) -> str:
-    assert isinstance(s.model, str)
-    if s.model.startswith((".", "/", "~")):
-        return f"no config.json in {scenario_text.show(s.model)} (looked from {s._folder.absolute()})"
+def _config_folder(model: str, folder: Path) -> Path | None:
+    try:
+        path = folder / Path(model).expanduser()
+        return path if (path / "config.json").is_file() else None
+    except (OSError, RuntimeError, ValueError):  # a name that can't be a path, the home of nobody
+        return None
+
+
+def _is_known(model: str, folder: Path) -> bool:
+    return _config_folder(model, folder) is not None or catalog.knows_model(model)
+
+
+def _no_such_model(model: str, folder: Path) -> str:
+    if model.startswith((".", "/", "~")):
+        return f"no config.json in {scenario_text.show(model)} (looked from {folder.absolute()})"
     return (
-        f"unknown model {scenario_text.show(s.model)}{nearest(s.model, catalog.model_names())} (`bench models` lists "
+        f"unknown model {scenario_text.show(model)}{nearest(model, catalog.model_names())} (`bench models` lists "
         "the known ones; a folder with config.json or the config itself will do too)"
     )
 

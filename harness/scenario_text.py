@@ -219,10 +219,13 @@ def apply_overrides(data: dict[str, Any], overrides: Iterable[str]) -> dict[tupl
         *parents, last = path = tuple(key.split("."))
         if len(path) > MAX_DEPTH:
             raise _fault(where, "nested too deeply")
-        new = plain(read_yaml(value, at), at)
+        # A version is text: a shell has eaten the quotes that would say so.
+        new = value.strip().strip("'\"") if key == "engine.vllm" else plain(read_yaml(value, at), at)
         target = data
         for n, parent in enumerate(parents, 1):
             child = target.get(parent)
+            if isinstance(child, str):  # a model by name, say
+                raise _fault(where, f"{'.'.join(path[:n])} is {show(child)} and has no keys")
             if not isinstance(child, dict):
                 child = target[parent] = {}
                 made[path[:n]] = where

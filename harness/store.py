@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter, ValidationError
 
 from harness.engines.log import printable, read_lines
-from harness.errors import EXIT_MACHINE, RecordError
+from harness.errors import EXIT_MACHINE, RecordError, nearest
 from harness.ledger import Account
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ COMPARISON = "comparison.json"
 REPORT = "report.md"
 ENGINE_LOG = "engine.log"
 STEPS = "steps.csv"
+LOADING = "loading"  # a mark beside the phases: the worker begins to load the weights
 
 # table -> its columns; steps.csv is written by the scheduler probe inside the engine.
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -221,9 +222,8 @@ def read(path: str | Path) -> RunRecord:
     """The run in folder ``path``, whole or cut short. Raises RecordError where it is no run folder."""
     folder = Path(path)
     if not folder.is_dir():
-        near = sorted(p.name for p in folder.parent.glob("*")) if folder.parent.is_dir() else []
-        hint = f"; there is {', '.join(near[-3:])}" if near else ""
-        raise RecordError(f"{folder} is not a folder{hint}")
+        near = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
+        raise RecordError(f"{folder} is not a folder{nearest(folder.name, near)}")
     manifest = _read_json(folder / MANIFEST)
     if not isinstance(manifest, dict):
         raise RecordError(f"{folder} holds no {MANIFEST}: not a run folder, or cut short before the run began")
@@ -326,6 +326,8 @@ def _read_table(path: Path, name: str, problems: list[str]) -> pd.DataFrame:
 
     import pandas as pd
 
+    if name == "steps" and not path.exists():
+        problems.append(f"{path.name} is missing: the scheduler's steps were not recorded, or the file was lost")
     head, *lines = _read_text(path).split("\n")
     columns = head.split(",")
     if not set(COLUMNS[name]) <= set(columns):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -268,3 +269,24 @@ def test_a_fault_of_our_own_is_one_line_and_its_own_code(monkeypatch: pytest.Mon
     assert capsys.readouterr().err == (
         "bench: a fault of bench itself: KeyError: 'oops' (LOADFIT_DEBUG=1 shows where)\n"
     )
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_without_bars_and_dashes_gets_its_report_all_the_same(tmp_path: Path, encoding: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "harness", "run", str(ROOT / "scenarios" / "70b_8k_int4.yaml"), "--analytic-only",
+         "--out", str(tmp_path)],
+        capture_output=True, cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": encoding}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert b"HOLDS" in done.stdout and b"Run folder" in done.stdout
+
+
+def test_one_mode_at_a_time(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "harness", "run", str(ROOT / "scenarios" / "70b_8k.yaml"), "--analytic-only",
+         "--rehearse", "--out", str(tmp_path)],
+        capture_output=True, text=True, cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == "bench: --analytic-only, --rehearse and --measure: one of them at most\n"

@@ -22,7 +22,6 @@ from harness.ledger import (
     Rung,
     RungName,
     Term,
-    merge,
 )
 
 IDLE = [
@@ -42,7 +41,7 @@ def test_the_terms_that_every_account_states() -> None:
 
 
 def test_what_is_unknown_is_none_and_not_zero() -> None:
-    ledger = merge(IDLE, LOAD)
+    ledger = Ledger((*IDLE, *LOAD))
     assert ledger.bytes_of("cuda_graphs") is None
     assert ledger.bytes_of("activation_peak") is None
     assert ledger.bytes_of("weights", Phase.LOAD) is None
@@ -50,18 +49,10 @@ def test_what_is_unknown_is_none_and_not_zero() -> None:
     assert found is not None and found.source == "not told"
 
 
-def test_the_total_adds_the_parts_of_one_phase() -> None:
-    ledger = merge(IDLE, LOAD)
-    assert ledger.total(Phase.IDLE) == 80  # neither TOTAL nor the unknown counts
-    assert ledger.total(Phase.LOAD) == -2  # KV_USED lies inside KV_AVAILABLE
-    assert ledger.total(Phase.IDLE, "gpu1") == 0
-    assert list(ledger) == IDLE + LOAD
-
-
 def test_one_entry_for_each_phase_device_and_term() -> None:
-    assert merge(IDLE, [Entry(Phase.IDLE, "gpu1", Term.WEIGHTS, 1)]).find("weights", device="gpu1") is not None
+    assert Ledger((*IDLE, Entry(Phase.IDLE, "gpu1", Term.WEIGHTS, 1))).find("weights", device="gpu1") is not None
     with pytest.raises(ValueError, match="one entry for each phase, device and term"):
-        merge(IDLE, [Entry(Phase.IDLE, "gpu0", Term.WEIGHTS, 1)])
+        Ledger((*IDLE, Entry(Phase.IDLE, "gpu0", Term.WEIGHTS, 1)))
 
 
 @pytest.mark.parametrize(("blocks", "usable"), [(None, None), (0, 0), (1, 0), (100, 99)])

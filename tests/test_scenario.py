@@ -415,7 +415,7 @@ SETS = [
     ("name=[", "--set name: not valid YAML: while parsing a flow node: expected the node content, "
      "but found '<stream end>'"),
     ("name=\tb", "--set name: not valid YAML: a tab; indent with spaces"),
-    ("engine.vllm=0.32", "--set engine.vllm: expected text, got 0.32 (write it in quotes)"),
+    ("engine.vllm=new", "--set engine.vllm: expected a version in quotes, such as '0.33' or '0.32.0', got \"new\""),
     ("weights.format=awq-int4-g1",
      "--set weights.format: weight format 'awq-int4-g1': a group holds 8 to 4096 weights"),
     ("LOAD.users=3", "--set LOAD.users: LOAD: unknown key; did you mean 'load'?"),

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 
 import psutil
 
-from harness.errors import MachineError
-
 
 @dataclass(frozen=True)
 class ProcessMemory:
@@ -76,12 +74,3 @@ def host() -> dict[str, object]:
         "memory_available_bytes": memory.available,
         "python": platform.python_version(),
     }
-
-
-def require_memory(needed: int, purpose: str) -> None:
-    """Raise MachineError where this computer has not ``needed`` bytes of memory to spare."""
-    available = psutil.virtual_memory().available
-    if needed > available:
-        raise MachineError(
-            f"{purpose} needs {needed / 2**30:.1f} GiB of memory; {available / 2**30:.1f} GiB are available here"
-        )

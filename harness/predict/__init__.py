@@ -10,7 +10,7 @@ from harness.architecture import Architecture, from_config
 from harness.catalog import Gpu
 from harness.errors import UsageError
 from harness.ledger import Account, Entry, Ledger, LoadFigures, Phase, Term
-from harness.predict.admission import Grant, grant
+from harness.predict.admission import Grant, grant, start_oom
 from harness.predict.estimate import Estimate
 from harness.predict.fit import rungs
 from harness.predict.settings import Settings, device_gpu, settings
@@ -38,13 +38,14 @@ def predict(scenario: Scenario) -> Account:
     architecture, chosen = from_config(scenario.config()), settings(scenario)
     given = grant(architecture, chosen, gpu)
     verdicts, figures = rungs(architecture, chosen, scenario.load, given)
+    broken = verdicts[1].holds is True and verdicts[2].holds is False
     return Account(
         ledger=_ledger(given, figures),
         kv=given.pool,
         rungs=verdicts,
         load=figures,
-        engine_says=given.log,
-        notes=tuple(_notes(architecture, chosen, gpu, given)),
+        engine_says=given.log if not broken else (*given.log, start_oom(architecture, chosen, given.budget)),
+        notes=tuple(_notes(architecture, chosen, gpu, given, broken, figures.steps is not None)),
     )
 
 
@@ -84,7 +85,9 @@ def _total(given: Grant, terms: list[Estimate]) -> Entry:
     return Entry(Phase.IDLE, DEVICE, Term.TOTAL, total, low, high, "sum of the terms above")
 
 
-def _notes(architecture: Architecture, chosen: Settings, gpu: Gpu, given: Grant) -> list[str]:
+def _notes(
+    architecture: Architecture, chosen: Settings, gpu: Gpu, given: Grant, broken: bool, figures_simulated: bool
+) -> list[str]:  # fmt: skip
     notes = []
     if gpu.cuda_total_bytes is None:
         notes.append(
@@ -95,13 +98,13 @@ def _notes(architecture: Architecture, chosen: Settings, gpu: Gpu, given: Grant)
         notes.append(
             f"The terms are those of pipeline stage {stage} (from 0), which is left the fewest blocks."
         )
-    if chosen.model_runner == "v2":
+    if chosen.model_runner == "v2" and given.refusal is None:
         notes.append(
             "Model Runner V2 profiles its sampler without top-k, top-p and logprobs: a load that asks for "
             f"them takes up to {gib(chosen.max_num_seqs * architecture.vocab * 4)} GiB for each float32 copy "
             "of the logits, which no term holds."
         )
-    if given.refusal is not None and given.refusal.reconstructed:
+    if broken or (given.refusal is not None and given.refusal.reconstructed):
         notes.append(
             "The out-of-memory line is a reconstruction: which allocation fails depends on the allocator's "
             "history."
@@ -110,4 +113,9 @@ def _notes(architecture: Architecture, chosen: Settings, gpu: Gpu, given: Grant)
         notes.append(f"vLLM {chosen.vllm} is predicted with the rules read in {catalog.checked_version()}.")
     elif catalog.version_key(chosen.vllm) < (0, 30) and given.refusal is not None:
         notes.append("The refusal is worded as in vLLM 0.32; older versions say the same in other words.")
+    if figures_simulated:
+        notes.append(
+            f"The load is simulated with the synchronous scheduler of vLLM {catalog.checked_version()}; a GPU's vLLM "
+            "schedules one step ahead by default, which may move a count by a little."
+        )
     return notes

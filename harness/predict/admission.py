@@ -269,6 +269,20 @@ def profile_oom(architecture: Architecture, settings: Settings, b: Budget) -> st
     return _oom(b.cuda_total.bytes, outside, allocated, tried)
 
 
+def start_oom(architecture: Architecture, settings: Settings, b: Budget) -> str:
+    """The error of a start that takes more than the device has: a layer's KV tensor where the pool alone does
+    not fit, else the sampler's float32 logits, tried when all the rest is there."""
+    outside = b.init.bytes + b.non_torch.bytes
+    free = max(b.cuda_total.bytes - outside, 0)
+    pool = b.blocks * b.block_bytes
+    tensor = pool // max(stage_layers(architecture.layers, settings.pipeline_parallel_size)[b.stage], 1)
+    if b.weights.bytes + pool > free:
+        held = b.weights.bytes + (free - b.weights.bytes) // max(tensor, 1) * tensor
+        return _oom(b.cuda_total.bytes, outside, held, tensor)
+    tried = activations.profiled_rows(settings) * architecture.vocab * 4
+    return _oom(b.cuda_total.bytes, outside, min(b.weights.bytes + pool + b.graphs.bytes, free), tried)
+
+
 # -- the log ---------------------------------------------------------------------------------------
 
 

@@ -88,9 +88,10 @@ def _starts(architecture: Architecture, settings: Settings, grant: Grant) -> Run
     used += sum(p.bytes for p in (b.init, b.weights, b.non_torch, b.activation, b.graphs))
     margin = b.cuda_total.bytes - used
     low, high = _starts_interval(b, settings, warm_up)
+    graphs = b.graphs.high - b.graphs.bytes if settings.defaults.graphs_in_budget else b.graphs.bytes
     outside = {
         Term.RUNTIME_AT_INIT: b.init.bytes,
-        Term.CUDA_GRAPHS: b.graphs.bytes,
+        Term.CUDA_GRAPHS: graphs,
         Term.ACTIVATION_PEAK: warm_up,
     }
     # A pool that was set by hand is what can be made smaller.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from harness.compare import Comparison, FigureRow, RungRow, TermRow, check, compare
 from harness.errors import LoadfitError, UsageError
-from harness.explain import explain
+from harness.explain import explain, heading
 from harness.ledger import Account
 from harness.measure import measure, processes
 from harness.scenario import Scenario, parse_scenario
@@ -69,6 +69,7 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     left: frozenset[int] = frozenset({0})
+    droppable: int | None = None  # a column that a narrow terminal does without
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Section:
     sentences: tuple[str, ...] = ()
     table: Table | None = None
     quoted: tuple[str, ...] = ()
+    flowing: bool = False  # the sentences make one paragraph
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,7 @@ def build(reading: Reading) -> Report:
     record, comparison = reading.record, reading.comparison
     met, failed = check(reading.scenario.expect, comparison)
     sections = [
-        Section("Why idle fit differs from loaded fit here",
-                tuple(explain(reading.scenario, record.prediction, comparison))),
+        Section(heading(comparison), tuple(explain(reading.scenario, record.prediction, comparison)), flowing=True),
         Section("Four rungs", table=_rungs_table(comparison)),
         Section("Memory for each device", table=_terms_table(comparison.terms, reading.measured is not None and
                 any(t.measured is not None for t in comparison.terms))),
@@ -146,6 +147,8 @@ def _lead(reading: Reading) -> Iterable[str]:
         yield scenario.question.strip()
     device = "this computer (CPU)" if scenario.on_cpu else _gpu(scenario)
     yield f"{scenario.model_name}, weights {scenario.weights.format}, on {device}, vLLM {scenario.engine.vllm}."
+    if record.prediction.rungs:
+        yield f"Predicted to reach: {record.prediction.highest or 'none of the four rungs'}."
     if record.mode == "analytic":
         yield f"Analytic: arithmetic and the simulated scheduler; {record.manifest.get('why') or 'nothing was run'}."
     else:
@@ -162,7 +165,7 @@ def _lead(reading: Reading) -> Iterable[str]:
 
 def _gpu(scenario: Scenario) -> str:
     assert scenario.gpu is not None
-    name = scenario.gpu.name or human(scenario.gpu.memory)
+    name = scenario.gpu.name or f"GPU of {human(scenario.gpu.memory)}"
     return f"{scenario.gpu.count} x {name}" if scenario.gpu.count > 1 else f"one {name}"
 
 
@@ -191,7 +194,7 @@ def _rungs_table(comparison: Comparison) -> Table:
     )  # fmt: skip
     return Table(
         ("rung", "question", "predicted", "measured", "margin (low … high)", "limited by"), rows,
-        frozenset({0, 1, 5}),
+        frozenset({0, 1, 5}), droppable=1,
     )  # fmt: skip
 
 
@@ -346,6 +349,9 @@ def _notes(reading: Reading) -> Iterable[str]:
     yield from reading.measured.notes if reading.measured else ()
     if record.manifest.get("digest") not in (None, reading.scenario.digest):
         yield "scenario.yaml is not what was run: it was changed or cut short since (its digest is another)."
+    ran = str(record.manifest.get("engine", {}).get("version", ""))
+    if ran and ran.split(".")[:2] != reading.scenario.engine.vllm.split(".")[:2]:
+        yield f"The scenario is of vLLM {reading.scenario.engine.vllm}; what ran here is {ran}."
     sampling = record.manifest.get("sampling")
     if sampling and record.mode == "measured":
         yield (

@@ -27,7 +27,7 @@ def render(report: Report) -> str:
 def _body(section: Section) -> list[str]:
     parts = []
     if section.sentences:
-        if section.title.startswith("Why"):
+        if section.flowing:
             parts.append(" ".join(_escape(s) for s in section.sentences))
         else:
             parts.append("\n".join(f"- {_escape(s)}" for s in section.sentences))

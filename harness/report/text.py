@@ -17,7 +17,8 @@ _STYLES = {"yes": "green", "NO": "bold red", "equal": "green"}
 def show(report: Report, console: Console) -> None:
     """Print ``report``."""
     if console.is_terminal:
-        console.print(_layout(report), width=min(WIDTH, console.width), highlight=False)
+        narrow = console.width < WIDTH - 5
+        console.print(_layout(report, narrow=narrow), width=min(WIDTH, console.width), highlight=False)
     else:
         console.file.write(render(report))
 
@@ -30,11 +31,11 @@ def render(report: Report) -> str:
     return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
 
 
-def _layout(report: Report) -> RenderableType:
+def _layout(report: Report, *, narrow: bool = False) -> RenderableType:
     parts: list[RenderableType] = [Text(report.title, style="bold"), *(Text(line) for line in report.lead)]
     for section in report.sections:
         parts += ["", Text(section.title, style="bold")]
-        parts += _body(section)
+        parts += _body(section, narrow)
     if report.expectation_met is not None:
         parts.append("")
         if report.expectation_met:
@@ -44,22 +45,23 @@ def _layout(report: Report) -> RenderableType:
     return Group(*parts)
 
 
-def _body(section: Section) -> list[RenderableType]:
+def _body(section: Section, narrow: bool) -> list[RenderableType]:
     parts: list[RenderableType] = []
     if section.sentences:
-        joined = " ".join if section.title.startswith("Why") else "\n".join
+        joined = " ".join if section.flowing else "\n".join
         parts.append(Padding(Text(joined(section.sentences)), (0, 0, 0, 2), expand=False))
     if section.table:
-        parts.append(Padding(_table(section.table), (0, 0, 0, 2), expand=False))
+        parts.append(Padding(_table(section.table, narrow), (0, 0, 0, 2), expand=False))
     parts += [Padding(Text(line), (0, 0, 0, 2), expand=False) for line in section.quoted]
     return parts
 
 
-def _table(table: Table) -> RichTable:
+def _table(table: Table, narrow: bool) -> RichTable:
     rich = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
-    for i, name in enumerate(table.columns):
-        left = i in table.left
+    shown = [i for i in range(len(table.columns)) if not (narrow and i == table.droppable)]
+    for i in shown:
+        name, left = table.columns[i], i in table.left
         rich.add_column(name, justify="left" if left else "right", overflow="fold", no_wrap=not left)
     for row in table.rows:
-        rich.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
+        rich.add_row(*(Text(row[i], style=_STYLES.get(row[i], "")) for i in shown))
     return rich
