@@ -28,15 +28,17 @@ def watching() -> Iterator[run.Progress]:
         yield run.Progress(on_change=_Lines())
         return
     columns = (
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("{task.fields[live]}"),
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[count]}"),
+        TimeElapsedColumn(), TextColumn("{task.fields[live]}"),
     )  # fmt: skip
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("starting", total=None, live="")
+        task = bar.add_task("starting", total=None, live="", count="")
 
         def change(state: run.Progress) -> None:
-            total = state.total or None
-            bar.update(task, description=state.stage, completed=state.done, total=total, live=_live(state))
+            bar.update(
+                task, description=state.stage, completed=state.done, total=state.total or None, live=_live(state),
+                count=_count(state),
+            )  # fmt: skip
 
         yield run.Progress(on_change=change)
 
@@ -52,9 +54,12 @@ class _Lines:
         if state.stage == self._stage and not (state.total and state.stage == "under load" and now - self._told > 5):
             return
         self._stage, self._told = state.stage, now
-        count = f" {state.done}/{state.total} requests" if state.total and state.stage == "under load" else ""
         with contextlib.suppress(OSError):  # nobody reads it: the run goes on
-            print(f"[{now - self._began:6.1f} s] {state.stage}{count}{_live(state)}", file=sys.stderr, flush=True)
+            print(f"[{now - self._began:6.1f} s] {state.stage} {_count(state)}{_live(state)}".rstrip(), file=sys.stderr, flush=True)
+
+
+def _count(state: run.Progress) -> str:
+    return f"{state.done}/{state.total} requests" if state.total and state.stage == "under load" else ""
 
 
 def _live(state: run.Progress) -> str:
