@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     SpinnerColumn,
     TextColumn,
@@ -55,7 +54,8 @@ class _Lines:
             return
         self._stage, self._told = state.stage, now
         with contextlib.suppress(OSError):  # nobody reads it: the run goes on
-            print(f"[{now - self._began:6.1f} s] {state.stage} {_count(state)}{_live(state)}".rstrip(), file=sys.stderr, flush=True)
+            said = f"[{now - self._began:6.1f} s] {state.stage} {_count(state)}{_live(state)}".rstrip()
+            print(said, file=sys.stderr, flush=True)
 
 
 def _count(state: run.Progress) -> str:
