@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from harness.scenario import Lengths, Load, Normal, Uniform
@@ -17,12 +18,16 @@ class Request:
     output_tokens: int
 
 
-def requests(load: Load) -> list[Request]:
-    """All requests of ``load`` in the order in which they are sent."""
+def stream(load: Load) -> Iterator[Request]:
+    """The requests of ``load`` in the order in which they are sent, drawn one by one."""
     rng = random.Random(load.seed)
-    return [
-        Request(i, _draw(load.prompt_tokens, rng), _draw(load.output_tokens, rng)) for i in range(load.requests)
-    ]
+    for i in range(load.requests):
+        yield Request(i, _draw(load.prompt_tokens, rng), _draw(load.output_tokens, rng))
+
+
+def requests(load: Load) -> list[Request]:
+    """All of :func:`stream`."""
+    return list(stream(load))
 
 
 def _draw(lengths: Lengths, rng: random.Random) -> int:

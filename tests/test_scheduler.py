@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from harness.modes import limits_of
 from harness.predict import predict
 from harness.predict import settings as resolve
 from harness.scenario import Load, load_scenario, longest_request
-from harness.simulate import Limits, Simulation, simulate
+from harness.simulate import Limits, Point, Simulation, holds, simulate
+from harness.simulate.timeline import MAX_POINTS, Timeline
 from harness.traffic import requests
 
 SCENARIOS = Path(__file__).parents[1] / "scenarios"
@@ -115,6 +117,31 @@ def workloads(draw: st.DrawFn) -> tuple[Load, Limits]:
     return work, Limits(blocks, block_size, seqs, budget, model_len, draw(st.booleans()))
 
 
+@st.composite
+def options(draw: st.DrawFn) -> dict[str, Any]:
+    """Scheduler options off their defaults."""
+    return {
+        "scheduler_reserve_full_isl": draw(st.booleans()),
+        "watermark": draw(st.sampled_from([0.0, 0.01, 0.1, 0.3, 0.9])),
+        "long_prefill_token_threshold": draw(st.sampled_from([0, 1, 16, 30, 64, 100])),
+        "enable_chunked_prefill": draw(st.booleans()),
+    }
+
+
+@needs_vllm
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@given(workloads(), options())
+def test_any_workload_with_options(case: tuple[Load, Limits], chosen: dict[str, Any]) -> None:
+    work, limits = case
+    limits = replace(limits, **chosen)
+    # What vLLM itself demands.
+    longest_chunk = min(limits.long_prefill_token_threshold, limits.max_model_len)
+    limits = replace(limits, long_prefill_token_threshold=longest_chunk)
+    if not limits.enable_chunked_prefill:
+        limits = replace(limits, max_num_batched_tokens=max(limits.max_num_batched_tokens, limits.max_model_len))
+    against_vllm(work, limits)
+
+
 @needs_vllm
 @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 @given(workloads())
@@ -139,3 +166,38 @@ def test_no_more_than_the_need_is_used_and_only_a_short_pool_preempts() -> None:
     short = simulate(work, Limits(need, 16, 64, 2048, 512))
     assert short.figures.peak_blocks_needed == need
     assert short.figures.preemptions or short.waited_for_kv
+
+
+@given(workloads())
+def test_whether_a_load_holds_is_found_without_the_rest(case: tuple[Load, Limits]) -> None:
+    work, limits = case
+    assert holds(work, limits) == simulate(work, limits).holds
+
+
+def test_memory_does_not_grow_with_the_requests() -> None:
+    def peak(count: int) -> int:
+        mixed = {"distribution": "uniform", "low": 1, "high": 200}
+        work = load(requests=count, prompt_tokens=mixed, output_tokens=mixed)
+        tracemalloc.start()
+        simulation = simulate(work, Limits(100, 16, 16, 2048, 512))
+        used = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert simulation.figures.preemptions and len(simulation.timeline) <= MAX_POINTS
+        return used
+
+    assert peak(16_000) < 1.5 * peak(8_000) < 6_000_000
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 9)] * 3), min_size=1, max_size=300), st.sampled_from([2, 4, 8]))
+def test_a_long_timeline_keeps_its_peaks(states: list[tuple[int, int, int]], most: int) -> None:
+    timeline, points = Timeline(most), [Point(i + 1, *s, i) for i, s in enumerate(states)]
+    for p in points:
+        timeline.add(p)
+    kept = timeline.points()
+    assert len(kept) <= most and (len(states) > most or kept == tuple(points))
+    begin = 0
+    for p in kept:
+        part = points[begin : p.step]
+        assert p[1:4] == tuple(max(q[i] for q in part) for i in (1, 2, 3)) and p.preemptions == part[-1].preemptions
+        begin = p.step
+    assert begin == len(states)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import tempfile
+import time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from harness.simulate import Limits
 from harness.traffic import prompt_ids, requests
 
 VOCABULARY = 32_000
+# The scheduler's options that Limits names as vLLM does.
+OPTIONS = ("enable_chunked_prefill", "long_prefill_token_threshold", "scheduler_reserve_full_isl", "watermark")
 
 
 @cache
@@ -41,10 +44,14 @@ def _engine_config(max_num_seqs: int, max_num_batched_tokens: int, max_model_len
         ).create_engine_config()  # fmt: skip
 
 
-def run(load: Load, limits: Limits, *, per_step: list[tuple[int, int, int, int]] | None = None) -> LoadFigures:
+def run(
+    load: Load, limits: Limits, *, per_step: list[tuple[int, int, int, int]] | None = None,
+    loop_seconds: list[float] | None = None,
+) -> LoadFigures:  # fmt: skip
     """The figures that vLLM's Scheduler gives for ``load`` (all arrivals as in harness.simulate).
 
-    ``per_step`` receives (blocks used, running, waiting, preemptions so far) after each schedule.
+    ``per_step`` receives (blocks used, running, waiting, preemptions so far) after each schedule,
+    ``loop_seconds`` the time spent in vLLM's schedule and update_from_output.
     """
     import torch
     from vllm.sampling_params import SamplingParams
@@ -61,6 +68,9 @@ def run(load: Load, limits: Limits, *, per_step: list[tuple[int, int, int, int]]
     )
     config.cache_config.block_size = limits.block_size
     config.cache_config.num_gpu_blocks = limits.num_blocks
+    for name in OPTIONS:
+        setattr(config.scheduler_config, name, getattr(limits, name))
+    config.scheduler_config.verify_max_model_len(limits.max_model_len)
     spec = FullAttentionSpec(limits.block_size, num_kv_heads=1, head_size=64, dtype=torch.bfloat16)
     scheduler = Scheduler(
         vllm_config=config,
@@ -86,9 +96,12 @@ def run(load: Load, limits: Limits, *, per_step: list[tuple[int, int, int, int]]
     for r in work[: load.concurrency]:
         add(r)
     later = iter(work[load.concurrency :])
+    spent = 0.0
     steps = preemptions = tokens = peak_running = peak_waiting = peak_blocks = 0
     while scheduler.has_unfinished_requests():
+        begun = time.perf_counter()
         plan = scheduler.schedule()
+        spent += time.perf_counter() - begun
         steps += 1
         preemptions += len(plan.preempted_req_ids or ())
         tokens += plan.total_num_scheduled_tokens
@@ -106,11 +119,14 @@ def run(load: Load, limits: Limits, *, per_step: list[tuple[int, int, int, int]]
             # A token of its own for each request, so that no two requests ever share a block.
             sampled.append([10 + int(i[1:])] if complete else [])
             ended += complete and request.num_output_tokens + 1 == ends[i]
-        scheduler.update_from_output(
-            plan, ModelRunnerOutput(ids, {x: n for n, x in enumerate(ids)}, sampled_token_ids=sampled)
-        )
+        output = ModelRunnerOutput(ids, {x: n for n, x in enumerate(ids)}, sampled_token_ids=sampled)
+        begun = time.perf_counter()
+        scheduler.update_from_output(plan, output)
+        spent += time.perf_counter() - begun
         for r in itertools.islice(later, ended):
             add(r)
+    if loop_seconds is not None:
+        loop_seconds.append(spent)
     return LoadFigures(
         peak_blocks_used=peak_blocks, peak_running=peak_running, peak_waiting=peak_waiting,
         preemptions=preemptions, steps=steps, tokens_scheduled=tokens,

@@ -7,6 +7,7 @@ synchronous scheduling. What is not modelled is refused where the scenario is re
 """
 
 from harness.simulate.pool import BlockPool
-from harness.simulate.scheduler import Limits, Point, Simulation, simulate
+from harness.simulate.scheduler import Limits, Simulation, holds, simulate
+from harness.simulate.timeline import Point
 
-__all__ = ["BlockPool", "Limits", "Point", "Simulation", "simulate"]
+__all__ = ["BlockPool", "Limits", "Point", "Simulation", "holds", "simulate"]

@@ -4,7 +4,8 @@ vLLM keeps a queue of free blocks (vllm/v1/core/block_pool.py, 0.32): blocks wit
 its front, blocks whose content may be found again at its end, and allocation takes from the front. A
 request frees its blocks tail first, so what survives of it is always a prefix. For prompts that share
 nothing, the queue is therefore fully told by the number of free blocks without content and, for each
-freed request, the length of the prefix that is left, oldest first. Nothing here grows with the pool.
+freed request, the length of the prefix that is left, oldest first. Nothing here grows with the pool, nor
+with the requests that have ended: nobody asks for their blocks again, so neighbours are kept as one.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ class BlockPool:
         self.usable = num_blocks - 1
         self.caching = caching
         self.free = self.usable
-        self._prefixes: OrderedDict[int, int] = OrderedDict()  # request -> cached blocks left of it
+        # Cached blocks left of freed requests, oldest first; what nobody asks for again has a negative key.
+        self._prefixes: OrderedDict[int, int] = OrderedDict()
+        self._forgotten = -1
         self._blank = self.usable  # free blocks without content
 
     @property
@@ -51,11 +54,21 @@ class BlockPool:
         self.free -= count
         return count
 
-    def release(self, request: int, blocks: int, full: int) -> None:
-        """Free ``blocks`` blocks of ``request``, of which the first ``full`` hold whole, hashed blocks."""
+    def release(self, request: int, blocks: int, full: int, *, for_good: bool = False) -> None:
+        """Free ``blocks`` blocks of ``request``, of which the first ``full`` hold whole, hashed blocks.
+
+        ``for_good``: it has ended, and will not ask for them again.
+        """
         self.free += blocks
         if not self.caching:
             full = 0
         self._blank += blocks - full
-        if full:
-            self._prefixes[request] = full
+        if not full:
+            return
+        if for_good:
+            if self._prefixes and next(reversed(self._prefixes)) == self._forgotten:
+                self._prefixes[self._forgotten] += full
+                return
+            self._forgotten -= 1
+            request = self._forgotten
+        self._prefixes[request] = full
