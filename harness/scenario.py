@@ -118,6 +118,17 @@ class Engine(Part):
     kv_cache_memory_bytes: Size | None = None
     num_gpu_blocks_override: Annotated[int, Field(ge=2, le=2**40)] | None = None
     trust_remote_code: bool = False
+    enable_chunked_prefill: bool = True
+    long_prefill_token_threshold: Annotated[int, Field(ge=0, le=10_000_000)] = Field(
+        0, description="the most prompt tokens that one request may take in a step beside others; 0: no such limit"
+    )
+    scheduler_reserve_full_isl: bool = Field(
+        True, description="a request is admitted only when its whole input fits the free blocks"
+    )
+    watermark: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="the share of the pool that an admission must leave free"
+    )
+    scheduling_policy: Literal["fcfs"] = Field("fcfs", description="first come, first served (priority: not yet)")
 
 
 class Uniform(Part):
@@ -297,8 +308,12 @@ class Scenario(Part):
 
     @property
     def digest(self) -> str:
-        """sha256 of the resolved scenario, defaults included: equal digests, equal scenarios."""
-        data = self.model_dump_json()
+        """sha256 of the resolved scenario: equal digests, equal scenarios.
+
+        What is at its default is left out but for vLLM's version, the default that moves with ours: so a
+        key that the language gains later changes no digest of an older record.
+        """
+        data = self.model_dump_json(exclude_defaults=True) + self.engine.vllm
         if self.model_folder is not None:
             data += json.dumps(self.config(), sort_keys=True)
         return hashlib.sha256(data.encode()).hexdigest()

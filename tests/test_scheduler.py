@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness.errors import UsageError
-from harness.modes import limits_of
+from harness.modes import _scheduler_arguments, limits_of
 from harness.predict import predict
-from harness.predict import settings as resolve
 from harness.scenario import Load, load_scenario, longest_request
 from harness.simulate import Limits, Point, Simulation, holds, simulate
 from harness.simulate.timeline import MAX_POINTS, Timeline
@@ -90,7 +90,7 @@ def test_shipped_loads(path: Path) -> None:
         pytest.skip("the prediction grants no pool to run the load in")
     if (account.load.steps or 0) > 30_000:
         pytest.skip(f"{account.load.steps:,} steps take vLLM's scheduler too long for a test")
-    simulation = against_vllm(scenario.load, limits_of(resolve(scenario), account.kv))
+    simulation = against_vllm(scenario.load, limits_of(scenario, account.kv))
     assert simulation.figures == account.load
 
 
@@ -147,6 +147,40 @@ def test_any_workload_with_options(case: tuple[Load, Limits], chosen: dict[str, 
 @given(workloads())
 def test_any_workload(case: tuple[Load, Limits]) -> None:
     against_vllm(*case)
+
+
+OPTIONS = {
+    "watermark": 0.05, "scheduler_reserve_full_isl": False, "long_prefill_token_threshold": 2048,
+    "max_num_batched_tokens": 16_384, "enable_chunked_prefill": False,
+}  # fmt: skip
+
+
+def test_the_options_of_a_scenario_reach_the_simulation_and_the_server() -> None:
+    changed = [f"engine.{k}={json.dumps(v)}" for k, v in OPTIONS.items()]
+    plain, chosen = (load_scenario(SCENARIOS / "70b_8k_int4.yaml", s) for s in ([], changed))
+    limits = limits_of(chosen, predict(chosen).kv)
+    assert {k: getattr(limits, k) for k in OPTIONS} == OPTIONS
+    assert chosen.load and predict(chosen).load == simulate(chosen.load, limits).figures
+    assert OPTIONS.items() <= _scheduler_arguments(limits).items()
+    # A server of another version need not know an option that nobody asked for.
+    assert "watermark" not in _scheduler_arguments(limits_of(plain, predict(plain).kv))
+
+
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [
+        (["enable_chunked_prefill=false", "max_num_batched_tokens=4096"],
+         "engine.enable_chunked_prefill: without it max_num_batched_tokens (4,096) must be at least "
+         "max_model_len (8,192)"),
+        (["long_prefill_token_threshold=9000"],
+         "engine.long_prefill_token_threshold: 9,000 is above max_model_len (8,192)"),
+    ],
+)  # fmt: skip
+def test_options_that_vllm_refuses_are_refused(keys: list[str], text: str) -> None:
+    scenario = load_scenario(SCENARIOS / "70b_8k_int4.yaml", [f"engine.{k}" for k in keys])
+    with pytest.raises(UsageError) as error:
+        predict(scenario)
+    assert str(error.value) == text
 
 
 def test_a_pool_too_small_for_one_request_is_refused() -> None:

@@ -37,7 +37,7 @@ def predict(scenario: Scenario) -> Account:
         raise UsageError("gpu: missing: name a GPU or say device: cpu")
     architecture, chosen = from_config(scenario.config()), settings(scenario)
     given = grant(architecture, chosen, gpu)
-    verdicts, figures = rungs(architecture, chosen, scenario.load, given)
+    verdicts, figures = rungs(architecture, chosen, scenario, given)
     return Account(
         ledger=_ledger(given, figures),
         kv=given.pool,

@@ -296,9 +296,8 @@ def _points(reading: Reading) -> tuple[list[tuple[float, float, float, float, fl
     if record.mode != "analytic" or load is None or kv.num_blocks is None or not (holds and holds.holds):
         return [], None, ""
     from harness.modes import limits_of
-    from harness.predict import settings
 
-    timeline: tuple[Point, ...] = simulate(load, limits_of(settings(reading.scenario), kv)).timeline
+    timeline: tuple[Point, ...] = simulate(load, limits_of(reading.scenario, kv)).timeline
     return (
         [(p.step, p.blocks_used, p.running, p.waiting, p.preemptions) for p in timeline], kv.usable_blocks, "steps",
     )  # fmt: skip
