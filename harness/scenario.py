@@ -187,6 +187,9 @@ class Load(Part):
     requests: Annotated[int, Field(ge=1, le=1_000_000)] = Field(description="how many requests are sent in all")
     prompt_tokens: Lengths = Field(description=_LENGTHS)
     output_tokens: Lengths = Field(description=_LENGTHS)
+    shared_prefix_tokens: Annotated[int, Field(ge=0, le=10_000_000)] = Field(
+        0, description="how many first tokens all prompts have in common, such as a system prompt"
+    )
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     timeout_s: Annotated[float, Field(gt=0, le=86_400)] = Field(
         1800.0, description="the load is given up after this many seconds"
@@ -485,6 +488,14 @@ def _load_faults(s: Scenario, load: Load, architecture: Architecture | None) -> 
         lengths = getattr(load, key)
         if not isinstance(lengths, int) and lengths.low > lengths.high:
             yield ("load", key), f"low ({lengths.low:,}) is above high ({lengths.high:,})"
+    shortest = load.prompt_tokens if isinstance(load.prompt_tokens, int) else load.prompt_tokens.low
+    if load.shared_prefix_tokens >= shortest:
+        yield (
+            ("load", "shared_prefix_tokens"),
+            f"expected less than the shortest prompt ({shortest:,} tokens), which it is the beginning of",
+        )
+    if load.shared_prefix_tokens and s.engine.long_prefill_token_threshold:
+        yield ("load", "shared_prefix_tokens"), "not simulated yet beside engine.long_prefill_token_threshold"
     limit, whose = s.engine.max_model_len, "engine.max_model_len"
     if limit is None and architecture is not None:
         limit, whose = architecture.default_model_len, f"the model's own {architecture.max_len_key}"

@@ -37,6 +37,7 @@ def against_vllm(work: Load, limits: Limits) -> Simulation:
     theirs = vllm_scheduler.run(work, limits, per_step=steps)
     ours = simulate(work, limits)
     assert replace(ours.figures, peak_blocks_needed=None) == theirs
+    assert ours.figures.preemptions or not ours.tokens_recomputed
     done = 0
     for p in ours.timeline:
         assert (p.blocks_used, p.running, p.waiting, p.preemptions) == steps[p.step - 1], f"step {p.step}"
@@ -142,11 +143,68 @@ def test_any_workload_with_options(case: tuple[Load, Limits], chosen: dict[str, 
     against_vllm(work, limits)
 
 
+@st.composite
+def sharing(draw: st.DrawFn) -> tuple[Load, Limits]:
+    """As workloads(), where all prompts begin with the same tokens."""
+    work, limits = draw(workloads())
+    shared = draw(st.sampled_from([1, 15, 16, 17, 32, 64, 100, 160]) | st.integers(1, 200))
+    longer = work.prompt_tokens
+    if isinstance(longer, int):
+        longer += shared
+    else:
+        longer = longer.model_copy(update={"low": longer.low + shared, "high": longer.high + shared})
+    work = work.model_copy(update={"shared_prefix_tokens": shared, "prompt_tokens": longer})
+    model_len = max(limits.max_model_len, longest_request(work))
+    longest = -(-longest_request(work) // limits.block_size)
+    blocks = max(limits.num_blocks, longest + 1 + draw(st.integers(0, 3)))
+    return work, replace(limits, max_model_len=model_len, num_blocks=blocks)
+
+
+@needs_vllm
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@given(sharing(), options())
+def test_any_workload_with_a_shared_prefix(case: tuple[Load, Limits], chosen: dict[str, Any]) -> None:
+    work, limits = case
+    limits = replace(limits, **{**chosen, "long_prefill_token_threshold": 0})
+    if not limits.enable_chunked_prefill:
+        limits = replace(limits, max_num_batched_tokens=max(limits.max_num_batched_tokens, limits.max_model_len))
+    against_vllm(work, limits)
+
+
 @needs_vllm
 @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 @given(workloads())
 def test_any_workload(case: tuple[Load, Limits]) -> None:
     against_vllm(*case)
+
+
+def test_a_shared_prefix_is_held_once() -> None:
+    """16 requests of 10 + 2 blocks, of which 8 are common to all: 8 + 16 x 4 blocks instead of 16 x 12."""
+    keys: dict[str, Any] = {"requests": 16, "prompt_tokens": 160, "output_tokens": 33}
+    limits = Limits(1000, 16, 16, 4096, 512)
+    alone, shared = (simulate(load(**keys, shared_prefix_tokens=n), limits) for n in (0, 128))
+    assert (alone.figures.peak_blocks_used, shared.figures.peak_blocks_used) == (16 * 12, 8 + 16 * 4)
+    asked = 16 * (160 + 32)
+    assert (alone.figures.tokens_scheduled, shared.figures.tokens_scheduled) == (asked, asked - 15 * 128)
+    # A block that is only partly common is nobody's but its request's; without prefix caching nothing is common.
+    partly = simulate(load(**keys, shared_prefix_tokens=15), limits)
+    off = simulate(load(**keys, shared_prefix_tokens=128), replace(limits, enable_prefix_caching=False))
+    assert partly.figures == off.figures == alone.figures
+
+
+def test_a_shared_prefix_beside_the_threshold_is_refused_by_name() -> None:
+    with pytest.raises(UsageError, match=r"^load\.shared_prefix_tokens beside engine\.long_prefill_token_threshold"):
+        simulate(
+            load(requests=2, prompt_tokens=20, output_tokens=1, shared_prefix_tokens=16),
+            Limits(100, 16, 8, 256, 512, long_prefill_token_threshold=8),
+        )
+    with pytest.raises(UsageError, match=r"load\.shared_prefix_tokens: not simulated yet beside"):
+        load_scenario(
+            SCENARIOS / "70b_8k_int4.yaml",
+            ["load.shared_prefix_tokens=16", "engine.long_prefill_token_threshold=8"],
+        )
+    with pytest.raises(UsageError, match=r"expected less than the shortest prompt \(7,168 tokens\)"):
+        load_scenario(SCENARIOS / "70b_8k_int4.yaml", ["load.shared_prefix_tokens=7168"])
 
 
 OPTIONS = {

@@ -88,7 +88,7 @@ def run(
     def add(r: Any) -> None:
         scheduler.add_request(
             Request(
-                f"r{r.index}", prompt_ids(r, load.seed, VOCABULARY),
+                f"r{r.index}", prompt_ids(r, load.seed, VOCABULARY, load.shared_prefix_tokens),
                 SamplingParams(max_tokens=r.output_tokens, ignore_eos=True), None, block_hasher=hasher,
             )
         )  # fmt: skip

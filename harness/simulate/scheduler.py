@@ -77,7 +77,7 @@ def simulate(load: Load, limits: Limits) -> Simulation:
         steps=run.steps,
         tokens_scheduled=run.tokens_scheduled,
     )
-    recomputed = run.tokens_scheduled - run.waiting.tokens_asked
+    recomputed = run.tokens_scheduled + run.tokens_found - run.waiting.tokens_asked
     return Simulation(figures, run.waited_for_kv, recomputed, run.timeline.points())
 
 
@@ -92,6 +92,8 @@ def holds(load: Load, limits: Limits) -> bool:
 
 
 def _check(load: Load, limits: Limits) -> None:
+    if load.shared_prefix_tokens and limits.long_prefill_token_threshold:
+        raise UsageError("load.shared_prefix_tokens beside engine.long_prefill_token_threshold is not simulated yet")
     def blocks(tokens: int) -> int:
         return _ceil(tokens - 1, limits.block_size)  # the last token is never computed
 
@@ -149,12 +151,16 @@ class _Run:
     def __init__(self, load: Load, limits: Limits, num_blocks: int) -> None:
         self.limits = limits
         self.watermark_blocks = int(limits.watermark * num_blocks)
-        self.pool = BlockPool(num_blocks, caching=limits.enable_prefix_caching)
+        self.pool = BlockPool(
+            num_blocks, caching=limits.enable_prefix_caching,
+            shared_blocks=load.shared_prefix_tokens // limits.block_size,
+        )  # fmt: skip
         self.waiting = _Waiting(load)
         self.running: dict[int, Sequence] = {}  # in the order of admission, as vLLM's list
         self.prefilling: dict[int, Sequence] = {}  # those of them whose input is not computed yet
         self.decoding = Lockstep(limits.block_size)  # the others
         self.steps = self.tokens_scheduled = self.preemptions = 0
+        self.admitted = self.tokens_found = 0  # requests that ever ran; tokens of theirs that others had computed
         self.peak_blocks = self.peak_running = self.peak_waiting = 0
         self.waited_for_kv = False
         self.timeline = Timeline()
@@ -240,8 +246,11 @@ class _Run:
             if not new:
                 break
             self.waiting.pop()
-            seq.blocks = self.pool.reclaim(seq.index)
+            seq.blocks = self.pool.admit(seq.index)
             seq.computed = seq.blocks * self.limits.block_size
+            if seq.index == self.admitted:  # for the first time: they come in order
+                self.admitted += 1
+                self.tokens_found += seq.computed
             self._grant(seq, new)
             self.running[seq.index] = self.prefilling[seq.index] = seq
             budget -= new
@@ -251,7 +260,7 @@ class _Run:
         """Tokens of ``seq`` with which it can be admitted now, 0 where it has to wait.
 
         There must be free blocks for its whole input (``scheduler_reserve_full_isl``) or else for its first
-        chunk, and beside running requests for the watermark; its cached blocks, which nobody holds, are free.
+        chunk, and beside running requests for the watermark. Cached blocks that nobody holds count as free.
         """
         cached = self.pool.cached(seq.index) * self.limits.block_size
         new = min(seq.tokens - cached, self._longest_chunk)
@@ -261,6 +270,7 @@ class _Run:
             new = budget
         tokens = seq.tokens if self.limits.scheduler_reserve_full_isl else cached + new
         blocks = _ceil(min(tokens, self.limits.max_model_len), self.limits.block_size)
+        blocks -= self.pool.shared_in_use
         if blocks + (self.watermark_blocks if self.running else 0) > self.pool.free:
             self.waited_for_kv = True
             return 0
@@ -277,6 +287,7 @@ class _Run:
         self.pool.take(blocks)
         seq.blocks += blocks
         seq.computed += tokens
+        self.pool.computed(seq.computed // self.limits.block_size)
 
     def _preempt(self, seq: Sequence) -> None:
         if not self.prefilling.pop(seq.index, None):
