@@ -269,8 +269,12 @@ _WIDTH = 64
 
 def _timeline(reading: Reading) -> Iterable[str]:
     points, top, unit = _points(reading)
-    if not points:
-        return
+    if points:
+        yield from picture(points, top, unit)
+
+
+def picture(points: Sequence[tuple[float, float, float, float, float]], top: int | None, unit: str) -> Iterable[str]:
+    """Four lines of bars over (when, blocks used, running, waiting, preemptions so far), and the axis."""
     end = points[-1][0] or 1
     series = (("blocks used", 1, top), ("running", 2, None), ("waiting", 3, None), ("preemptions", 4, None))
     for name, column, ceiling in series:

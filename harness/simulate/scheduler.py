@@ -82,7 +82,11 @@ def simulate(load: Load, limits: Limits) -> Simulation:
 
 
 def holds(load: Load, limits: Limits) -> bool:
-    """Whether ``load`` runs without preemption and without waiting for blocks; found out at the first of either."""
+    """Whether ``load`` runs without preemption and without waiting for blocks; found out at the first of either.
+
+    Raises UsageError as :func:`simulate` does.
+    """
+    _check(load, limits)
     run = _Run(load, limits, limits.num_blocks)
     while run.running or len(run.waiting):
         run.advance()
