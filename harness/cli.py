@@ -14,6 +14,7 @@ from harness.commands.capacity import capacity
 from harness.commands.check import check
 from harness.commands.gpus import gpus
 from harness.commands.models import models
+from harness.commands.paging import paging
 from harness.commands.report import report
 from harness.commands.run import run
 from harness.commands.schema import schema
@@ -41,7 +42,7 @@ def cli() -> None:
     """
 
 
-for command in (run, check, capacity, report, models, gpus, schema):
+for command in (run, check, capacity, paging, report, models, gpus, schema):
     cli.add_command(command)
 
 

@@ -132,7 +132,7 @@ def test_json_is_one_document() -> None:
 @pytest.mark.parametrize(
     ("file", "changes", "says"),
     [
-        ("70b_8k_int4.yaml", ["load=null"], "load: missing: capacity is that of a pool under a load"),
+        ("70b_8k_int4.yaml", ["load=null"], "load: missing: there is no load to judge the pool under"),
         ("70b_8k.yaml", [], "no pool to judge: LOADS fails: weights 131.45 and runtime 0.51 of 79.19 GiB"),
         ("none.yaml", [], "can't be read: No such file or directory"),
     ],

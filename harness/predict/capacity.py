@@ -60,18 +60,25 @@ def capacity(scenario: Scenario) -> Capacity:
 
     Raises UsageError where the scenario states no load, or is granted no pool that serves one request of it.
     """
-    load = scenario.load
-    if load is None:
-        raise UsageError("load: missing: capacity is that of a pool under a load")
+    account, load, limits = loaded_pool(scenario)
+    pools = [replace(limits, num_blocks=n) for n in _interval(account)]
+    searches = (_many(load, limits), _context(load, limits))
+    return Capacity(scenario, account, tuple(_answer(s, load, limits, pools) for s in searches))
+
+
+def loaded_pool(scenario: Scenario) -> tuple[Account, Load, Limits]:
+    """The prediction, the load and the scheduler's limits on the predicted pool.
+
+    Raises UsageError where the scenario states no load or is granted no pool.
+    """
+    if scenario.load is None:
+        raise UsageError("load: missing: there is no load to judge the pool under")
     account = predict(scenario)
     starts = account.rung("STARTS")
     if not (starts and starts.holds) or account.kv.num_blocks is None:
         failed = next(r for r in account.rungs if not r.holds)
         raise UsageError(f"no pool to judge: {failed.rung} fails: {failed.reason}")
-    limits = limits_of(scenario.engine, settings(scenario), account.kv.num_blocks)
-    pools = [replace(limits, num_blocks=n) for n in _interval(account)]
-    searches = (_many(load, limits), _context(load, limits))
-    return Capacity(scenario, account, tuple(_answer(s, load, limits, pools) for s in searches))
+    return account, scenario.load, limits_of(scenario.engine, settings(scenario), account.kv.num_blocks)
 
 
 def _interval(account: Account) -> tuple[int, int]:

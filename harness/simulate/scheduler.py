@@ -60,12 +60,12 @@ def simulate(load: Load, limits: Limits) -> Simulation:
     that run or were preempted, not with those of the load. Raises UsageError where a request could never
     be served by the pool.
     """
-    _check(load, limits)
-    run = _Run(load, limits, limits.num_blocks)
+    check(load, limits)
+    run = Run(load, limits, limits.num_blocks)
     run.finish()
     needed = run.peak_blocks
     if run.preemptions or run.waited_for_kv:
-        ample = _Run(load, limits, UNBOUNDED)
+        ample = Run(load, limits, UNBOUNDED)
         ample.finish()
         needed = ample.peak_blocks
     figures = LoadFigures(
@@ -86,8 +86,8 @@ def holds(load: Load, limits: Limits) -> bool:
 
     Raises UsageError as :func:`simulate` does.
     """
-    _check(load, limits)
-    run = _Run(load, limits, limits.num_blocks)
+    check(load, limits)
+    run = Run(load, limits, limits.num_blocks)
     while run.running or len(run.waiting):
         run.advance()
         if run.preemptions or run.waited_for_kv:
@@ -95,7 +95,7 @@ def holds(load: Load, limits: Limits) -> bool:
     return True
 
 
-def _check(load: Load, limits: Limits) -> None:
+def check(load: Load, limits: Limits) -> None:
     if load.shared_prefix_tokens and limits.long_prefill_token_threshold:
         raise UsageError("load.shared_prefix_tokens beside engine.long_prefill_token_threshold is not simulated yet")
     def blocks(tokens: int) -> int:
@@ -151,7 +151,7 @@ class _Waiting:
             self._arrived += 1
 
 
-class _Run:
+class Run:
     def __init__(self, load: Load, limits: Limits, num_blocks: int) -> None:
         self.limits = limits
         self.watermark_blocks = int(limits.watermark * num_blocks)
