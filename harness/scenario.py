@@ -128,6 +128,9 @@ class Engine(Part):
     watermark: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="the share of the pool that an admission must leave free"
     )
+    async_scheduling: bool = Field(
+        False, description="simulate the scheduler one step ahead of the model, as a GPU's vLLM has it by default"
+    )
     scheduling_policy: Literal["fcfs"] = Field("fcfs", description="first come, first served (priority: not yet)")
 
 
@@ -451,6 +454,10 @@ def _engine_faults(s: Scenario) -> Iterator[Fault]:
             f"tensor_parallel_size x pipeline_parallel_size is {tp} x {pp} = {tp * pp}, but "
             + (f"gpu.count is {count}" if s.gpu else "device: cpu is one device"),
         )
+    if s.engine.async_scheduling and s.on_cpu:
+        yield ("engine", "async_scheduling"), "vLLM on this computer schedules synchronously"
+    if s.engine.async_scheduling and s.engine.long_prefill_token_threshold:
+        yield ("engine", "async_scheduling"), "not simulated yet beside engine.long_prefill_token_threshold"
     size = s.engine.kv_cache_memory_bytes
     if size is not None and size > LARGEST_BYTES:
         yield ("engine", "kv_cache_memory_bytes"), f"expected at most 1 PiB, got {size:,} bytes"

@@ -143,6 +143,17 @@ def test_any_workload_with_options(case: tuple[Load, Limits], chosen: dict[str, 
     against_vllm(work, limits)
 
 
+@needs_vllm
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@given(workloads(), options())
+def test_any_workload_scheduled_asynchronously(case: tuple[Load, Limits], chosen: dict[str, Any]) -> None:
+    work, limits = case
+    limits = replace(limits, **{**chosen, "long_prefill_token_threshold": 0}, async_scheduling=True)
+    if not limits.enable_chunked_prefill:
+        limits = replace(limits, max_num_batched_tokens=max(limits.max_num_batched_tokens, limits.max_model_len))
+    against_vllm(work, limits)
+
+
 @st.composite
 def sharing(draw: st.DrawFn) -> tuple[Load, Limits]:
     """As workloads(), where all prompts begin with the same tokens."""
@@ -162,10 +173,12 @@ def sharing(draw: st.DrawFn) -> tuple[Load, Limits]:
 
 @needs_vllm
 @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
-@given(sharing(), options())
-def test_any_workload_with_a_shared_prefix(case: tuple[Load, Limits], chosen: dict[str, Any]) -> None:
+@given(sharing(), options(), st.booleans())
+def test_any_workload_with_a_shared_prefix(
+    case: tuple[Load, Limits], chosen: dict[str, Any], asynchronous: bool
+) -> None:
     work, limits = case
-    limits = replace(limits, **{**chosen, "long_prefill_token_threshold": 0})
+    limits = replace(limits, **{**chosen, "long_prefill_token_threshold": 0}, async_scheduling=asynchronous)
     if not limits.enable_chunked_prefill:
         limits = replace(limits, max_num_batched_tokens=max(limits.max_num_batched_tokens, limits.max_model_len))
     against_vllm(work, limits)
@@ -190,6 +203,27 @@ def test_a_shared_prefix_is_held_once() -> None:
     partly = simulate(load(**keys, shared_prefix_tokens=15), limits)
     off = simulate(load(**keys, shared_prefix_tokens=128), replace(limits, enable_prefix_caching=False))
     assert partly.figures == off.figures == alone.figures
+
+
+def test_asynchronously_blocks_come_back_one_step_later() -> None:
+    """Two requests, one after the other in a pool for one: the second starts a step later than synchronously."""
+    work = load(requests=2, prompt_tokens=32, output_tokens=5)
+    limits = Limits(4, 16, 8, 256, 64)
+    plain, ahead = (simulate(work, replace(limits, async_scheduling=a)).figures for a in (False, True))
+    assert plain.steps == 10 and ahead.steps == 12  # a step without work after each of the two
+    assert plain.tokens_scheduled == ahead.tokens_scheduled
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "says"),
+    [
+        ("70b_8k_int4", "engine.long_prefill_token_threshold=8", "not simulated yet beside engine.long_prefill"),
+        ("tiny_cpu", "engine.block_size=32", "vLLM on this computer schedules synchronously"),
+    ],
+)
+def test_asynchronous_scheduling_where_there_is_none(file: str, key: str, says: str) -> None:
+    with pytest.raises(UsageError, match=f"engine.async_scheduling: {says}"):
+        load_scenario(SCENARIOS / f"{file}.yaml", ["engine.async_scheduling=true", key])
 
 
 def test_a_shared_prefix_beside_the_threshold_is_refused_by_name() -> None:
@@ -260,9 +294,9 @@ def test_no_more_than_the_need_is_used_and_only_a_short_pool_preempts() -> None:
     assert short.figures.preemptions or short.waited_for_kv
 
 
-@given(workloads())
-def test_whether_a_load_holds_is_found_without_the_rest(case: tuple[Load, Limits]) -> None:
-    work, limits = case
+@given(workloads(), st.booleans())
+def test_whether_a_load_holds_is_found_without_the_rest(case: tuple[Load, Limits], asynchronous: bool) -> None:
+    work, limits = case[0], replace(case[1], async_scheduling=asynchronous)
     assert holds(work, limits) == simulate(work, limits).holds
 
 

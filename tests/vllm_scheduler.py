@@ -6,6 +6,7 @@ import itertools
 import json
 import tempfile
 import time
+from collections import deque
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ def run(
     from vllm.sampling_params import SamplingParams
     from vllm.utils.hashing import sha256
     from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
     from vllm.v1.outputs import ModelRunnerOutput
@@ -72,7 +74,7 @@ def run(
         setattr(config.scheduler_config, name, getattr(limits, name))
     config.scheduler_config.verify_max_model_len(limits.max_model_len)
     spec = FullAttentionSpec(limits.block_size, num_kv_heads=1, head_size=64, dtype=torch.bfloat16)
-    scheduler = Scheduler(
+    scheduler = (AsyncScheduler if limits.async_scheduling else Scheduler)(
         vllm_config=config,
         kv_cache_config=KVCacheConfig(limits.num_blocks, [], [KVCacheGroupSpec(["l"], spec)]),
         structured_output_manager=StructuredOutputManager(config),
@@ -83,7 +85,6 @@ def run(
     hasher = get_request_block_hasher(limits.block_size, sha256) if limits.enable_prefix_caching else None
 
     work = requests(load)
-    ends = {f"r{r.index}": r.output_tokens for r in work}
 
     def add(r: Any) -> None:
         scheduler.add_request(
@@ -96,7 +97,7 @@ def run(
     for r in work[: load.concurrency]:
         add(r)
     later = iter(work[load.concurrency :])
-    spent = 0.0
+    spent, under_way = 0.0, deque()
     steps = preemptions = tokens = peak_running = peak_waiting = peak_blocks = 0
     while scheduler.has_unfinished_requests():
         begun = time.perf_counter()
@@ -112,18 +113,18 @@ def run(
         if per_step is not None:
             per_step.append((used, running, waiting, preemptions))
         ids = list(plan.num_scheduled_tokens)
-        sampled, ended = [], 0
-        for i in ids:
-            request = scheduler.requests[i]
-            complete = request.num_computed_tokens >= request.num_tokens
-            # A token of its own for each request, so that no two requests ever share a block.
-            sampled.append([10 + int(i[1:])] if complete else [])
-            ended += complete and request.num_output_tokens + 1 == ends[i]
+        # A token of its own for each request, so that no two requests ever share a block.
+        sampled = [[] if scheduler.requests[i].is_prefill_chunk else [10 + int(i[1:])] for i in ids]
         output = ModelRunnerOutput(ids, {x: n for n, x in enumerate(ids)}, sampled_token_ids=sampled)
+        under_way.append((plan, output))
+        if len(under_way) <= limits.async_scheduling:  # as EngineCore.step_with_batch_queue: one step ahead
+            continue
+        plan, output = under_way.popleft()
+        served = [scheduler.requests[i] for i in plan.num_scheduled_tokens]
         begun = time.perf_counter()
         scheduler.update_from_output(plan, output)
         spent += time.perf_counter() - begun
-        for r in itertools.islice(later, ended):
+        for r in itertools.islice(later, sum(request.is_finished() for request in served)):
             add(r)
     if loop_seconds is not None:
         loop_seconds.append(spent)

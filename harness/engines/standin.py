@@ -75,5 +75,7 @@ def stand_in(real: Limits) -> StandIn:
             f"{block - real.block_size} tokens more"
             + (f"; {lost} tokens of the pool do not fill a block and are left out." if lost else ".")
         )
-    limits = replace(real, num_blocks=usable + 1, block_size=block)
+    if real.async_scheduling:
+        notes.append("The rehearsal schedules synchronously, as vLLM does on a CPU: an end is seen one step earlier.")
+    limits = replace(real, num_blocks=usable + 1, block_size=block, async_scheduling=False)
     return StandIn(limits, limits.num_blocks * block * BYTES_PER_TOKEN, tuple(notes))

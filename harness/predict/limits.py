@@ -35,4 +35,5 @@ def limits_of(engine: Engine, settings: Settings, num_blocks: int) -> Limits:
         long_prefill_token_threshold=engine.long_prefill_token_threshold,
         scheduler_reserve_full_isl=engine.scheduler_reserve_full_isl,
         watermark=engine.watermark,
+        async_scheduling=engine.async_scheduling,
     )

@@ -4,7 +4,7 @@
 come first served, prefill in chunks or whole, the threshold for long prefills, the token budget,
 ``max_num_seqs``, admission by the whole input or the first chunk, the watermark, preemption by
 recomputation, prefix caching of a request's own blocks and of a prefix that all prompts share, one
-full-attention group, synchronous scheduling.
+full-attention group, synchronous and asynchronous scheduling.
 What is not modelled is refused where the scenario is read.
 """
 

@@ -14,19 +14,20 @@ NOT_DECODING = -1
 
 
 class Sequence:
-    """A request under way, in tokens: its ``end``, what there is (``tokens``), what has KV (``computed``).
+    """A request under way, in tokens: its ``end``, what there is (``tokens``), what has KV (``computed``),
+    and the input that was ``prefilled`` before it began to decode.
 
     While it decodes only ``finish`` holds, the clock's reading at its end; :meth:`Lockstep.leave` brings
     the other figures up to date.
     """
 
-    __slots__ = ("blocks", "computed", "end", "finish", "index", "tokens")
+    __slots__ = ("blocks", "computed", "end", "finish", "index", "prefilled", "tokens")
 
     def __init__(self, index: int, prompt_tokens: int, output_tokens: int) -> None:
         self.index = index
         self.tokens = prompt_tokens
         self.end = prompt_tokens + output_tokens
-        self.computed = self.blocks = 0
+        self.computed = self.blocks = self.prefilled = 0
         self.finish = NOT_DECODING
 
 

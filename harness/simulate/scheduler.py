@@ -35,6 +35,7 @@ class Limits:
     long_prefill_token_threshold: int = 0  # 0: none
     scheduler_reserve_full_isl: bool = True
     watermark: float = 0.0
+    async_scheduling: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,8 @@ def holds(load: Load, limits: Limits) -> bool:
 def check(load: Load, limits: Limits) -> None:
     if load.shared_prefix_tokens and limits.long_prefill_token_threshold:
         raise UsageError("load.shared_prefix_tokens beside engine.long_prefill_token_threshold is not simulated yet")
+    if limits.async_scheduling and limits.long_prefill_token_threshold:
+        raise UsageError("engine.async_scheduling beside engine.long_prefill_token_threshold is not simulated yet")
     def blocks(tokens: int) -> int:
         return _ceil(tokens - 1, limits.block_size)  # the last token is never computed
 
@@ -144,6 +147,10 @@ class _Waiting:
         """``seq`` was preempted."""
         self._heads.appendleft(seq)
 
+    def remove(self, seq: Sequence) -> None:
+        """``seq``, which was preempted, has ended after all."""
+        self._heads.remove(seq)
+
     def next_of_user(self) -> None:
         """A request has ended: its user sends the next one, if there is one."""
         if self._to_come:
@@ -162,7 +169,8 @@ class Run:
         self.waiting = _Waiting(load)
         self.running: dict[int, Sequence] = {}  # in the order of admission, as vLLM's list
         self.prefilling: dict[int, Sequence] = {}  # those of them whose input is not computed yet
-        self.decoding = Lockstep(limits.block_size)  # the others
+        self.decoding = Lockstep(limits.block_size)  # the others, but for
+        self.ending: dict[int, Sequence] = {}  # those whose last token is on its way (asynchronous scheduling only)
         self.steps = self.tokens_scheduled = self.preemptions = 0
         self.admitted = self.tokens_found = 0  # requests that ever ran; tokens of theirs that others had computed
         self.peak_blocks = self.peak_running = self.peak_waiting = 0
@@ -222,6 +230,9 @@ class Run:
         order = list(self.running.values())
         while i < len(order) and budget > 0:
             seq = order[i]
+            if seq.index in self.ending:
+                i += 1
+                continue
             decodes = seq.finish != NOT_DECODING
             new = 1 if decodes else min(self._chunk(seq), budget)
             wanted = self.decoding.takes_block(seq) if decodes else self._blocks_to(seq, new)
@@ -294,28 +305,45 @@ class Run:
         self.pool.computed(seq.computed // self.limits.block_size)
 
     def _preempt(self, seq: Sequence) -> None:
-        if not self.prefilling.pop(seq.index, None):
+        prefills = self.prefilling.pop(seq.index, None)
+        if seq.finish != NOT_DECODING:
             self.decoding.leave(seq)
+        if self.limits.async_scheduling and not prefills:
+            # The last token is on its way: the block that it fills has no hash yet.
+            seq.computed = max(seq.prefilled, seq.computed - 1)
         self._free(seq)
         seq.computed = 0
         self.preemptions += 1
         self.waiting.push_front(seq)
 
     def _update(self) -> None:
-        """The step's tokens are there."""
+        """The step's tokens are there; asynchronously, those of the step before, and this step's are on their way."""
         self.decoding.clock += 1
-        for seq in self.decoding.ended():
+        for seq in self.ending.values():
             self._end(seq)
+        self.ending = {}
+        for seq in self.decoding.ended():
+            self._last_token(seq)
         for seq in [s for s in self.prefilling.values() if s.computed == s.tokens]:
             del self.prefilling[seq.index]
+            seq.prefilled = seq.tokens
             seq.tokens += 1
             if seq.tokens == seq.end:
-                self._end(seq)
+                self._last_token(seq)
             else:
                 self.decoding.join(seq)
 
+    def _last_token(self, seq: Sequence) -> None:
+        if self.limits.async_scheduling:
+            self.ending[seq.index] = seq
+        else:
+            self._end(seq)
+
     def _end(self, seq: Sequence) -> None:
-        self._free(seq, for_good=True)
+        if seq.index in self.running:
+            self._free(seq, for_good=True)
+        else:  # preempted while its last token was on its way
+            self.waiting.remove(seq)
         self.waiting.next_of_user()
 
     def _free(self, seq: Sequence, *, for_good: bool = False) -> None:
@@ -337,7 +365,7 @@ class Run:
         happens: none ends, none is admitted, no block is missing. The counts are those of single steps."""
         running = len(self.running)
         budget = self.limits.max_num_batched_tokens - running
-        if not running or self.prefilling or budget < 0:
+        if not running or self.prefilling or self.ending or budget < 0:
             return
         seat = budget > 0 and running < self.limits.max_num_seqs
         if seat and len(self.waiting) and self._admissible(self.waiting.head(), budget):
