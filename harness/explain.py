@@ -5,7 +5,7 @@ from __future__ import annotations
 from harness.compare import Comparison, FigureRow, limiting
 from harness.ledger import Account, Term
 from harness.scenario import Load, Scenario
-from harness.traffic import requests
+from harness.traffic import stream
 from harness.units import gib, human
 
 
@@ -75,8 +75,7 @@ def _idle_sentence(scenario: Scenario, predicted: Account) -> str:
 
 
 def _need_sentence(load: Load, predicted: Account) -> str:
-    work = requests(load)
-    mean = sum(r.prompt_tokens + r.output_tokens for r in work) / len(work)
+    mean = sum(r.prompt_tokens + r.output_tokens for r in stream(load)) / load.requests
     kv, needed = predicted.kv, predicted.load.peak_blocks_needed
     assert kv.block_size is not None and kv.usable_blocks is not None
     who = f"{load.users} users" if load.users else f"{load.requests} requests at once"
