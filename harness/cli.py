@@ -11,9 +11,11 @@ from typing import Any
 import click
 
 from harness import __version__
+from harness.commands.capacity import capacity
 from harness.commands.check import check
 from harness.commands.gpus import gpus
 from harness.commands.models import models
+from harness.commands.paging import paging
 from harness.commands.report import report
 from harness.commands.run import run
 from harness.commands.schema import schema
@@ -33,6 +35,7 @@ def cli() -> None:
       bench run scenarios/70b_8k_int4.yaml                  as real as this machine can
       bench run scenarios/70b_8k.yaml --analytic-only       arithmetic only, in a fraction of a second
       bench run my.yaml --set engine.max_model_len=4096     one key changed
+      bench capacity scenarios/70b_8k_int4.yaml             how many users it holds, and how long a context
       bench report results/70b_8k_int4/latest               the report again, from the folder alone
 
     Exit codes: 0 met · 1 expectation not met · 2 bad scenario or usage · 3 this machine can't do the
@@ -40,7 +43,7 @@ def cli() -> None:
     """
 
 
-for command in (run, check, report, models, gpus, schema):
+for command in (run, check, capacity, paging, report, models, gpus, schema):
     cli.add_command(command)
 
 

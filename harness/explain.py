@@ -5,7 +5,7 @@ from __future__ import annotations
 from harness.compare import Comparison
 from harness.ledger import Account, RungName, Term
 from harness.scenario import Load, Scenario
-from harness.traffic import requests
+from harness.traffic import stream
 from harness.units import human
 
 _IDLE = (RungName.LOADS, RungName.ADMITS, RungName.STARTS)
@@ -103,8 +103,7 @@ def _need_sentence(load: Load, predicted: Account) -> str:
     if needed is None or kv.block_size is None or not kv.usable_blocks:
         return ""
     who = _count(load.concurrency, "user" if load.users else "request") + ("" if load.users else " at once")
-    work = requests(load)
-    tokens = sum(r.prompt_tokens + r.output_tokens for r in work) / len(work)
+    tokens = sum(r.prompt_tokens + r.output_tokens for r in stream(load)) / load.requests
     size = f" ({human(needed * kv.bytes_per_block)})" if kv.bytes_per_block else ""
     return (
         f"Under load {who} with {tokens:,.0f} tokens each would take blocks for {needed * kv.block_size:,} tokens at "

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from enum import StrEnum
 from pathlib import Path
 
 from harness.engines import pretrained, standin, vllm
 from harness.errors import MachineError
 from harness.ledger import Account, KvPool
-from harness.predict import Settings, settings
+from harness.predict import limits, settings
 from harness.scenario import Scenario
 from harness.simulate import Limits, simulate
 
@@ -95,52 +95,43 @@ def prepare(mode: Mode, scenario: Scenario, prediction: Account) -> Session:
         raise
 
 
-def limits_of(resolved: Settings, kv: KvPool) -> Limits:
-    """The scheduler's limits that the resolved settings and the pool give."""
-    assert kv.num_blocks is not None and kv.block_size is not None
-    return Limits(
-        num_blocks=kv.num_blocks,
-        block_size=kv.block_size,
-        max_num_seqs=resolved.max_num_seqs,
-        max_num_batched_tokens=resolved.max_num_batched_tokens,
-        max_model_len=resolved.max_model_len,
-        enable_prefix_caching=resolved.enable_prefix_caching,
-    )
+def limits_of(scenario: Scenario, kv: KvPool) -> Limits:
+    """The scheduler's limits that the scenario's engine has on the pool ``kv``."""
+    return limits.limits_of(scenario.engine, settings(scenario), kv.num_blocks or 0)
 
 
-def _scheduler_arguments(limits: Limits) -> dict[str, str | int | float | bool]:
-    return {
-        "block_size": limits.block_size,
-        "max_model_len": limits.max_model_len,
-        "max_num_seqs": limits.max_num_seqs,
-        "max_num_batched_tokens": limits.max_num_batched_tokens,
-        "enable_prefix_caching": limits.enable_prefix_caching,
-        "disable_uvicorn_access_log": True,
-        **vllm.probe_arguments(),
+def _scheduler_arguments(bounds: Limits) -> dict[str, str | int | float | bool]:
+    """All limits but the pool, which is given in its own way, and the options that are at vLLM's default."""
+    arguments = {
+        f.name: getattr(bounds, f.name)
+        for f in fields(bounds)
+        if f.name != "num_blocks" and (f.default is MISSING or getattr(bounds, f.name) != f.default)
     }
+    arguments |= {"enable_prefix_caching": bounds.enable_prefix_caching, "disable_uvicorn_access_log": True}
+    return {**arguments, **vllm.probe_arguments()}
 
 
 def _rehearsal(scenario: Scenario, prediction: Account, engine: vllm.Installed, scratch: Path) -> Session:
     assert scenario.load is not None
-    double = standin.stand_in(limits_of(settings(scenario), prediction.kv))
+    double = standin.stand_in(limits_of(scenario, prediction.kv))
     model = scratch / "model"
     double.write(model)
-    limits = double.limits
-    tokens = limits.num_blocks * limits.block_size
+    own = double.limits
+    tokens = own.num_blocks * own.block_size
     expected = Account(
         kv=KvPool(
             bytes_per_token=standin.BYTES_PER_TOKEN,
-            bytes_per_block=standin.BYTES_PER_TOKEN * limits.block_size,
-            block_size=limits.block_size,
-            num_blocks=limits.num_blocks,
+            bytes_per_block=standin.BYTES_PER_TOKEN * own.block_size,
+            block_size=own.block_size,
+            num_blocks=own.num_blocks,
             tokens=tokens,
-            max_concurrency=limits.num_blocks / -(-limits.max_model_len // limits.block_size),
+            max_concurrency=own.num_blocks / -(-own.max_model_len // own.block_size),
         ),
-        load=simulate(scenario.load, limits).figures,
+        load=simulate(scenario.load, own).figures,
         notes=double.notes,
     )
     arguments: dict[str, str | int | float | bool] = {
-        **_scheduler_arguments(limits),
+        **_scheduler_arguments(own),
         "load_format": "dummy",
         "skip_tokenizer_init": True,
         "enforce_eager": True,
@@ -153,7 +144,6 @@ def _rehearsal(scenario: Scenario, prediction: Account, engine: vllm.Installed, 
 
 
 def _measured(scenario: Scenario, prediction: Account, engine: vllm.Installed, scratch: Path) -> Session:
-    resolved = settings(scenario)
     config = scenario.config()
     folder = _weights_folder(scenario, scratch)
     dummy = folder is None
@@ -162,13 +152,7 @@ def _measured(scenario: Scenario, prediction: Account, engine: vllm.Installed, s
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     arguments: dict[str, str | int | float | bool] = {
-        "block_size": resolved.block_size,
-        "max_model_len": resolved.max_model_len,
-        "max_num_seqs": resolved.max_num_seqs,
-        "max_num_batched_tokens": resolved.max_num_batched_tokens,
-        "enable_prefix_caching": resolved.enable_prefix_caching,
-        "disable_uvicorn_access_log": True,
-        **vllm.probe_arguments(),
+        **_scheduler_arguments(limits_of(scenario, prediction.kv)),
         "enforce_eager": scenario.engine.enforce_eager,
         "dtype": scenario.engine.dtype,
         "kv_cache_dtype": scenario.engine.kv_cache_dtype,

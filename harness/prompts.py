@@ -23,25 +23,29 @@ QUESTIONS = (
 PromptOf = Callable[[Request], list[int]]
 
 
-def made_up(seed: int, vocab_size: int) -> PromptOf:
-    """Random token ids; no two prompts share a block."""
-    return lambda request: prompt_ids(request, seed, vocab_size)
+def made_up(seed: int, vocab_size: int, shared_prefix_tokens: int) -> PromptOf:
+    """Random token ids; no two prompts share a block beyond the prefix that all of them share."""
+    return lambda request: prompt_ids(request, seed, vocab_size, shared_prefix_tokens)
 
 
-async def real_text(client: Client) -> PromptOf:
+async def real_text(client: Client, shared_prefix_tokens: int) -> PromptOf:
     """A piece of our own prose that begins at another place for each request, then a question.
+
+    All of it follows the same ``shared_prefix_tokens`` tokens of that prose.
 
     The server's own tokenizer makes the ids. Raises EngineError where it has none.
     """
     prose = await _tokenize(client, files("harness.catalog").joinpath("prose.txt").read_text(encoding="utf-8"))
+    shared = (prose * (shared_prefix_tokens // len(prose) + 1))[:shared_prefix_tokens]
     questions = [await _tokenize(client, "\n\n" + q) for q in QUESTIONS]
 
     def prompt_of(request: Request) -> list[int]:
-        question = questions[request.index % len(questions)][-request.prompt_tokens :]
-        room = request.prompt_tokens - len(question)
+        own = request.prompt_tokens - shared_prefix_tokens
+        question = questions[request.index % len(questions)][-own:]
+        room = own - len(question)
         start = request.index * 37 % len(prose)
         repeated = prose[start:] + prose * (room // len(prose) + 1)
-        return repeated[:room] + question
+        return shared + repeated[:room] + question
 
     return prompt_of
 

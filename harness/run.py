@@ -264,9 +264,9 @@ class _Run:
         load, self.progress.total = self.load, len(self.work)
         try:
             prompt_of = (
-                await prompts.real_text(client)
+                await prompts.real_text(client, load.shared_prefix_tokens)
                 if self.session.real_text
-                else prompts.made_up(load.seed, self.session.vocab_size)
+                else prompts.made_up(load.seed, self.session.vocab_size, load.shared_prefix_tokens)
             )
         except EngineError as error:
             gone = await self._gone(client)

@@ -119,6 +119,20 @@ class Engine(Part):
     kv_cache_memory_bytes: Size | None = None
     num_gpu_blocks_override: Annotated[int, Field(ge=2, le=2**40)] | None = None
     trust_remote_code: bool = False
+    enable_chunked_prefill: bool = True
+    long_prefill_token_threshold: Annotated[int, Field(ge=0, le=10_000_000)] = Field(
+        0, description="the most prompt tokens that one request may take in a step beside others; 0: no such limit"
+    )
+    scheduler_reserve_full_isl: bool = Field(
+        True, description="a request is admitted only when its whole input fits the free blocks"
+    )
+    watermark: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="the share of the pool that an admission must leave free"
+    )
+    async_scheduling: bool = Field(
+        False, description="simulate the scheduler one step ahead of the model, as a GPU's vLLM has it by default"
+    )
+    scheduling_policy: Literal["fcfs"] = Field("fcfs", description="first come, first served (priority: not yet)")
 
 
 class Uniform(Part):
@@ -177,6 +191,9 @@ class Load(Part):
     requests: Annotated[int, Field(ge=1, le=1_000_000)] = Field(description="how many requests are sent in all")
     prompt_tokens: Lengths = Field(description=_LENGTHS)
     output_tokens: Lengths = Field(description=_LENGTHS)
+    shared_prefix_tokens: Annotated[int, Field(ge=0, le=10_000_000)] = Field(
+        0, description="how many first tokens all prompts have in common, such as a system prompt"
+    )
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     timeout_s: Annotated[float, Field(gt=0, le=86_400)] = Field(
         1800.0, description="the load is given up after this many seconds"
@@ -292,8 +309,12 @@ class Scenario(Part):
 
     @property
     def digest(self) -> str:
-        """sha256 of the resolved scenario, defaults included: equal digests, equal scenarios."""
-        data = self.model_dump_json()
+        """sha256 of the resolved scenario: equal digests, equal scenarios.
+
+        What is at its default is left out but for vLLM's version, the default that moves with ours: so a
+        key that the language gains later changes no digest of an older record.
+        """
+        data = self.model_dump_json(exclude_defaults=True) + self.engine.vllm
         if self.model_folder is not None:
             data += json.dumps(self.config(), sort_keys=True)
         return hashlib.sha256(data.encode()).hexdigest()
@@ -440,6 +461,10 @@ def _engine_faults(s: Scenario) -> Iterator[Fault]:
     if block is not None and block % multiple:
         backend = "the CPU backend pages" if s.on_cpu else "GPU attention backends page"
         yield ("engine", "block_size"), f"{backend} in multiples of {multiple} tokens, got {block}"
+    if s.engine.async_scheduling and s.on_cpu:
+        yield ("engine", "async_scheduling"), "vLLM on this computer schedules synchronously"
+    if s.engine.async_scheduling and s.engine.long_prefill_token_threshold:
+        yield ("engine", "async_scheduling"), "not simulated yet beside engine.long_prefill_token_threshold"
     size = s.engine.kv_cache_memory_bytes
     if size is not None and size > LARGEST_BYTES:
         yield ("engine", "kv_cache_memory_bytes"), f"expected at most 1 PiB, got {size:,} bytes"
@@ -488,6 +513,14 @@ def _load_faults(s: Scenario, load: Load, architecture: Architecture | None) -> 
         lengths = getattr(load, key)
         if not isinstance(lengths, int) and lengths.low > lengths.high:
             yield ("load", key), f"low ({lengths.low:,}) is above high ({lengths.high:,})"
+    shortest = load.prompt_tokens if isinstance(load.prompt_tokens, int) else load.prompt_tokens.low
+    if load.shared_prefix_tokens >= shortest:
+        yield (
+            ("load", "shared_prefix_tokens"),
+            f"expected less than the shortest prompt ({shortest:,} tokens), which it is the beginning of",
+        )
+    if load.shared_prefix_tokens and s.engine.long_prefill_token_threshold:
+        yield ("load", "shared_prefix_tokens"), "not simulated yet beside engine.long_prefill_token_threshold"
     limit, whose = s.engine.max_model_len, "engine.max_model_len"
     if limit is None and architecture is not None:
         limit, whose = architecture.default_model_len, f"the model's own {architecture.max_len_key}"

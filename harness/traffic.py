@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from harness.scenario import Lengths, Load, Normal, Uniform
@@ -17,12 +18,16 @@ class Request:
     output_tokens: int
 
 
-def requests(load: Load) -> list[Request]:
-    """All requests of ``load`` in the order in which they are sent."""
+def stream(load: Load) -> Iterator[Request]:
+    """The requests of ``load`` in the order in which they are sent, drawn one by one."""
     rng = random.Random(load.seed)
-    return [
-        Request(i, _draw(load.prompt_tokens, rng), _draw(load.output_tokens, rng)) for i in range(load.requests)
-    ]
+    for i in range(load.requests):
+        yield Request(i, _draw(load.prompt_tokens, rng), _draw(load.output_tokens, rng))
+
+
+def requests(load: Load) -> list[Request]:
+    """All of :func:`stream`."""
+    return list(stream(load))
 
 
 def _draw(lengths: Lengths, rng: random.Random) -> int:
@@ -37,11 +42,12 @@ def _draw(lengths: Lengths, rng: random.Random) -> int:
     return min(max(round(min(drawn, 1e9)), lengths.low), lengths.high)
 
 
-def prompt_ids(request: Request, seed: int, vocab_size: int) -> list[int]:
-    """Token ids of a prompt that shares no block with another's: drawn from (seed, index).
+def prompt_ids(request: Request, seed: int, vocab_size: int, shared_prefix_tokens: int = 0) -> list[int]:
+    """Token ids of a prompt that shares no block with another's but for the prefix: drawn from (seed, index).
 
     Ids 0-9 are left out: the usual place of the special tokens.
     """
-    rng = random.Random(f"{seed}/{request.index}")
-    low = min(10, vocab_size - 1)
-    return rng.choices(range(low, vocab_size), k=request.prompt_tokens)
+    ids = range(min(10, vocab_size - 1), vocab_size)
+    shared = random.Random(f"{seed}/shared").choices(ids, k=shared_prefix_tokens)
+    own = random.Random(f"{seed}/{request.index}").choices(ids, k=request.prompt_tokens - shared_prefix_tokens)
+    return shared + own

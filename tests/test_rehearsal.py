@@ -19,7 +19,7 @@ import harness
 from harness.engines.standin import stand_in
 from harness.errors import MachineError
 from harness.modes import limits_of
-from harness.predict import predict, settings
+from harness.predict import predict
 from harness.scenario import load_scenario
 from harness.simulate import Limits
 
@@ -36,7 +36,7 @@ def test_it_runs_to_its_end_and_meets_what_the_scenario_expects(rehearsed: Ran) 
 
 def test_peaks_and_preemptions_are_those_of_vllms_own_scheduler(rehearsed: Ran) -> None:
     scenario = load_scenario(SCENARIOS / "70b_8k_int4.yaml")
-    limits = stand_in(limits_of(settings(scenario), predict(scenario).kv)).limits
+    limits = stand_in(limits_of(scenario, predict(scenario).kv)).limits
     assert scenario.load is not None
     oracle = vllm_scheduler.run(scenario.load, limits)
     measured = rehearsed.document["measurement"]["load"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness.errors import UsageError
-from harness.modes import limits_of
+from harness.modes import _scheduler_arguments, limits_of
 from harness.predict import predict
-from harness.predict import settings as resolve
 from harness.scenario import Load, load_scenario, longest_request
-from harness.simulate import Limits, Simulation, simulate
+from harness.simulate import Limits, Point, Simulation, holds, simulate
+from harness.simulate.timeline import MAX_POINTS, Timeline
 from harness.traffic import requests
 
 SCENARIOS = Path(__file__).parents[1] / "scenarios"
@@ -35,6 +37,7 @@ def against_vllm(work: Load, limits: Limits) -> Simulation:
     theirs = vllm_scheduler.run(work, limits, per_step=steps)
     ours = simulate(work, limits)
     assert replace(ours.figures, peak_blocks_needed=None) == theirs
+    assert ours.figures.preemptions or not ours.tokens_recomputed
     done = 0
     for p in ours.timeline:
         assert (p.blocks_used, p.running, p.waiting, p.preemptions) == steps[p.step - 1], f"step {p.step}"
@@ -88,7 +91,7 @@ def test_shipped_loads(path: Path) -> None:
         pytest.skip("the prediction grants no pool to run the load in")
     if (account.load.steps or 0) > 30_000:
         pytest.skip(f"{account.load.steps:,} steps take vLLM's scheduler too long for a test")
-    simulation = against_vllm(scenario.load, limits_of(resolve(scenario), account.kv))
+    simulation = against_vllm(scenario.load, limits_of(scenario, account.kv))
     assert simulation.figures == account.load
 
 
@@ -115,11 +118,161 @@ def workloads(draw: st.DrawFn) -> tuple[Load, Limits]:
     return work, Limits(blocks, block_size, seqs, budget, model_len, draw(st.booleans()))
 
 
+@st.composite
+def options(draw: st.DrawFn) -> dict[str, Any]:
+    """Scheduler options off their defaults."""
+    return {
+        "scheduler_reserve_full_isl": draw(st.booleans()),
+        "watermark": draw(st.sampled_from([0.0, 0.01, 0.1, 0.3, 0.9])),
+        "long_prefill_token_threshold": draw(st.sampled_from([0, 1, 16, 30, 64, 100])),
+        "enable_chunked_prefill": draw(st.booleans()),
+    }
+
+
+@needs_vllm
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@given(workloads(), options())
+def test_any_workload_with_options(case: tuple[Load, Limits], chosen: dict[str, Any]) -> None:
+    work, limits = case
+    limits = replace(limits, **chosen)
+    # What vLLM itself demands.
+    longest_chunk = min(limits.long_prefill_token_threshold, limits.max_model_len)
+    limits = replace(limits, long_prefill_token_threshold=longest_chunk)
+    if not limits.enable_chunked_prefill:
+        limits = replace(limits, max_num_batched_tokens=max(limits.max_num_batched_tokens, limits.max_model_len))
+    against_vllm(work, limits)
+
+
+@needs_vllm
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@given(workloads(), options())
+def test_any_workload_scheduled_asynchronously(case: tuple[Load, Limits], chosen: dict[str, Any]) -> None:
+    work, limits = case
+    limits = replace(limits, **{**chosen, "long_prefill_token_threshold": 0}, async_scheduling=True)
+    if not limits.enable_chunked_prefill:
+        limits = replace(limits, max_num_batched_tokens=max(limits.max_num_batched_tokens, limits.max_model_len))
+    against_vllm(work, limits)
+
+
+@st.composite
+def sharing(draw: st.DrawFn) -> tuple[Load, Limits]:
+    """As workloads(), where all prompts begin with the same tokens."""
+    work, limits = draw(workloads())
+    shared = draw(st.sampled_from([1, 15, 16, 17, 32, 64, 100, 160]) | st.integers(1, 200))
+    longer = work.prompt_tokens
+    if isinstance(longer, int):
+        longer += shared
+    else:
+        longer = longer.model_copy(update={"low": longer.low + shared, "high": longer.high + shared})
+    work = work.model_copy(update={"shared_prefix_tokens": shared, "prompt_tokens": longer})
+    model_len = max(limits.max_model_len, longest_request(work))
+    longest = -(-longest_request(work) // limits.block_size)
+    blocks = max(limits.num_blocks, longest + 1 + draw(st.integers(0, 3)))
+    return work, replace(limits, max_model_len=model_len, num_blocks=blocks)
+
+
+@needs_vllm
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@given(sharing(), options(), st.booleans())
+def test_any_workload_with_a_shared_prefix(
+    case: tuple[Load, Limits], chosen: dict[str, Any], asynchronous: bool
+) -> None:
+    work, limits = case
+    limits = replace(limits, **{**chosen, "long_prefill_token_threshold": 0}, async_scheduling=asynchronous)
+    if not limits.enable_chunked_prefill:
+        limits = replace(limits, max_num_batched_tokens=max(limits.max_num_batched_tokens, limits.max_model_len))
+    against_vllm(work, limits)
+
+
 @needs_vllm
 @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 @given(workloads())
 def test_any_workload(case: tuple[Load, Limits]) -> None:
     against_vllm(*case)
+
+
+def test_a_shared_prefix_is_held_once() -> None:
+    """16 requests of 10 + 2 blocks, of which 8 are common to all: 8 + 16 x 4 blocks instead of 16 x 12."""
+    keys: dict[str, Any] = {"requests": 16, "prompt_tokens": 160, "output_tokens": 33}
+    limits = Limits(1000, 16, 16, 4096, 512)
+    alone, shared = (simulate(load(**keys, shared_prefix_tokens=n), limits) for n in (0, 128))
+    assert (alone.figures.peak_blocks_used, shared.figures.peak_blocks_used) == (16 * 12, 8 + 16 * 4)
+    asked = 16 * (160 + 32)
+    assert (alone.figures.tokens_scheduled, shared.figures.tokens_scheduled) == (asked, asked - 15 * 128)
+    # A block that is only partly common is nobody's but its request's; without prefix caching nothing is common.
+    partly = simulate(load(**keys, shared_prefix_tokens=15), limits)
+    off = simulate(load(**keys, shared_prefix_tokens=128), replace(limits, enable_prefix_caching=False))
+    assert partly.figures == off.figures == alone.figures
+
+
+def test_asynchronously_blocks_come_back_one_step_later() -> None:
+    """Two requests, one after the other in a pool for one: the second starts a step later than synchronously."""
+    work = load(requests=2, prompt_tokens=32, output_tokens=5)
+    limits = Limits(4, 16, 8, 256, 64)
+    plain, ahead = (simulate(work, replace(limits, async_scheduling=a)).figures for a in (False, True))
+    assert plain.steps == 10 and ahead.steps == 12  # a step without work after each of the two
+    assert plain.tokens_scheduled == ahead.tokens_scheduled
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "says"),
+    [
+        ("70b_8k_int4", "engine.long_prefill_token_threshold=8", "not simulated yet beside engine.long_prefill"),
+        ("tiny_cpu", "engine.block_size=32", "vLLM on this computer schedules synchronously"),
+    ],
+)
+def test_asynchronous_scheduling_where_there_is_none(file: str, key: str, says: str) -> None:
+    with pytest.raises(UsageError, match=f"engine.async_scheduling: {says}"):
+        load_scenario(SCENARIOS / f"{file}.yaml", ["engine.async_scheduling=true", key])
+
+
+def test_a_shared_prefix_beside_the_threshold_is_refused_by_name() -> None:
+    with pytest.raises(UsageError, match=r"^load\.shared_prefix_tokens beside engine\.long_prefill_token_threshold"):
+        simulate(
+            load(requests=2, prompt_tokens=20, output_tokens=1, shared_prefix_tokens=16),
+            Limits(100, 16, 8, 256, 512, long_prefill_token_threshold=8),
+        )
+    with pytest.raises(UsageError, match=r"load\.shared_prefix_tokens: not simulated yet beside"):
+        load_scenario(
+            SCENARIOS / "70b_8k_int4.yaml",
+            ["load.shared_prefix_tokens=16", "engine.long_prefill_token_threshold=8"],
+        )
+    with pytest.raises(UsageError, match=r"expected less than the shortest prompt \(7,168 tokens\)"):
+        load_scenario(SCENARIOS / "70b_8k_int4.yaml", ["load.shared_prefix_tokens=7168"])
+
+
+OPTIONS = {
+    "watermark": 0.05, "scheduler_reserve_full_isl": False, "long_prefill_token_threshold": 2048,
+    "max_num_batched_tokens": 16_384, "enable_chunked_prefill": False,
+}  # fmt: skip
+
+
+def test_the_options_of_a_scenario_reach_the_simulation_and_the_server() -> None:
+    changed = [f"engine.{k}={json.dumps(v)}" for k, v in OPTIONS.items()]
+    plain, chosen = (load_scenario(SCENARIOS / "70b_8k_int4.yaml", s) for s in ([], changed))
+    limits = limits_of(chosen, predict(chosen).kv)
+    assert {k: getattr(limits, k) for k in OPTIONS} == OPTIONS
+    assert chosen.load and predict(chosen).load == simulate(chosen.load, limits).figures
+    assert OPTIONS.items() <= _scheduler_arguments(limits).items()
+    # A server of another version need not know an option that nobody asked for.
+    assert "watermark" not in _scheduler_arguments(limits_of(plain, predict(plain).kv))
+
+
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [
+        (["enable_chunked_prefill=false", "max_num_batched_tokens=4096"],
+         "engine.enable_chunked_prefill: without it max_num_batched_tokens (4,096) must be at least "
+         "max_model_len (8,192)"),
+        (["long_prefill_token_threshold=9000"],
+         "engine.long_prefill_token_threshold: 9,000 is above max_model_len (8,192)"),
+    ],
+)  # fmt: skip
+def test_options_that_vllm_refuses_are_refused(keys: list[str], text: str) -> None:
+    scenario = load_scenario(SCENARIOS / "70b_8k_int4.yaml", [f"engine.{k}" for k in keys])
+    with pytest.raises(UsageError) as error:
+        predict(scenario)
+    assert str(error.value) == text
 
 
 def test_a_pool_too_small_for_one_request_is_refused() -> None:
@@ -139,3 +292,38 @@ def test_no_more_than_the_need_is_used_and_only_a_short_pool_preempts() -> None:
     short = simulate(work, Limits(need, 16, 64, 2048, 512))
     assert short.figures.peak_blocks_needed == need
     assert short.figures.preemptions or short.waited_for_kv
+
+
+@given(workloads(), st.booleans())
+def test_whether_a_load_holds_is_found_without_the_rest(case: tuple[Load, Limits], asynchronous: bool) -> None:
+    work, limits = case[0], replace(case[1], async_scheduling=asynchronous)
+    assert holds(work, limits) == simulate(work, limits).holds
+
+
+def test_memory_does_not_grow_with_the_requests() -> None:
+    def peak(count: int) -> int:
+        mixed = {"distribution": "uniform", "low": 1, "high": 200}
+        work = load(requests=count, prompt_tokens=mixed, output_tokens=mixed)
+        tracemalloc.start()
+        simulation = simulate(work, Limits(100, 16, 16, 2048, 512))
+        used = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert simulation.figures.preemptions and len(simulation.timeline) <= MAX_POINTS
+        return used
+
+    assert peak(16_000) < 1.5 * peak(8_000) < 6_000_000
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 9)] * 3), min_size=1, max_size=300), st.sampled_from([2, 4, 8]))
+def test_a_long_timeline_keeps_its_peaks(states: list[tuple[int, int, int]], most: int) -> None:
+    timeline, points = Timeline(most), [Point(i + 1, *s, i) for i, s in enumerate(states)]
+    for p in points:
+        timeline.add(p)
+    kept = timeline.points()
+    assert len(kept) <= most and (len(states) > most or kept == tuple(points))
+    begin = 0
+    for p in kept:
+        part = points[begin : p.step]
+        assert p[1:4] == tuple(max(q[i] for q in part) for i in (1, 2, 3)) and p.preemptions == part[-1].preemptions
+        begin = p.step
+    assert begin == len(states)

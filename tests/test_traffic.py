@@ -100,3 +100,9 @@ def test_prompts_are_those_of_the_seed_and_keep_off_the_special_tokens() -> None
     assert len(one) == 2000
     assert min(one) >= 10 and max(one) < 4096
     assert prompt_ids(Request(0, 4, 1), 5, 1) == [0, 0, 0, 0]
+
+
+def test_a_shared_prefix_is_common_to_all_and_nothing_else_is() -> None:
+    prompts = [prompt_ids(r, 5, 4096, 40) for r in requests(load(requests=50))]
+    assert all(len(p) == 100 and p[:40] == prompts[0][:40] for p in prompts)
+    assert len({tuple(p[32 : 32 + BLOCK]) for p in prompts}) == 50

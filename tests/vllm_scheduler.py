@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import tempfile
+import time
+from collections import deque
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from harness.simulate import Limits
 from harness.traffic import prompt_ids, requests
 
 VOCABULARY = 32_000
+# The scheduler's options that Limits names as vLLM does.
+OPTIONS = ("enable_chunked_prefill", "long_prefill_token_threshold", "scheduler_reserve_full_isl", "watermark")
 
 
 @cache
@@ -41,15 +45,20 @@ def _engine_config(max_num_seqs: int, max_num_batched_tokens: int, max_model_len
         ).create_engine_config()  # fmt: skip
 
 
-def run(load: Load, limits: Limits, *, per_step: list[tuple[int, int, int, int]] | None = None) -> LoadFigures:
+def run(
+    load: Load, limits: Limits, *, per_step: list[tuple[int, int, int, int]] | None = None,
+    loop_seconds: list[float] | None = None,
+) -> LoadFigures:  # fmt: skip
     """The figures that vLLM's Scheduler gives for ``load`` (all arrivals as in harness.simulate).
 
-    ``per_step`` receives (blocks used, running, waiting, preemptions so far) after each schedule.
+    ``per_step`` receives (blocks used, running, waiting, preemptions so far) after each schedule,
+    ``loop_seconds`` the time spent in vLLM's schedule and update_from_output.
     """
     import torch
     from vllm.sampling_params import SamplingParams
     from vllm.utils.hashing import sha256
     from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
     from vllm.v1.outputs import ModelRunnerOutput
@@ -61,8 +70,11 @@ def run(load: Load, limits: Limits, *, per_step: list[tuple[int, int, int, int]]
     )
     config.cache_config.block_size = limits.block_size
     config.cache_config.num_gpu_blocks = limits.num_blocks
+    for name in OPTIONS:
+        setattr(config.scheduler_config, name, getattr(limits, name))
+    config.scheduler_config.verify_max_model_len(limits.max_model_len)
     spec = FullAttentionSpec(limits.block_size, num_kv_heads=1, head_size=64, dtype=torch.bfloat16)
-    scheduler = Scheduler(
+    scheduler = (AsyncScheduler if limits.async_scheduling else Scheduler)(
         vllm_config=config,
         kv_cache_config=KVCacheConfig(limits.num_blocks, [], [KVCacheGroupSpec(["l"], spec)]),
         structured_output_manager=StructuredOutputManager(config),
@@ -73,12 +85,11 @@ def run(load: Load, limits: Limits, *, per_step: list[tuple[int, int, int, int]]
     hasher = get_request_block_hasher(limits.block_size, sha256) if limits.enable_prefix_caching else None
 
     work = requests(load)
-    ends = {f"r{r.index}": r.output_tokens for r in work}
 
     def add(r: Any) -> None:
         scheduler.add_request(
             Request(
-                f"r{r.index}", prompt_ids(r, load.seed, VOCABULARY),
+                f"r{r.index}", prompt_ids(r, load.seed, VOCABULARY, load.shared_prefix_tokens),
                 SamplingParams(max_tokens=r.output_tokens, ignore_eos=True), None, block_hasher=hasher,
             )
         )  # fmt: skip
@@ -86,9 +97,12 @@ def run(load: Load, limits: Limits, *, per_step: list[tuple[int, int, int, int]]
     for r in work[: load.concurrency]:
         add(r)
     later = iter(work[load.concurrency :])
+    spent, under_way = 0.0, deque()
     steps = preemptions = tokens = peak_running = peak_waiting = peak_blocks = 0
     while scheduler.has_unfinished_requests():
+        begun = time.perf_counter()
         plan = scheduler.schedule()
+        spent += time.perf_counter() - begun
         steps += 1
         preemptions += len(plan.preempted_req_ids or ())
         tokens += plan.total_num_scheduled_tokens
@@ -99,18 +113,21 @@ def run(load: Load, limits: Limits, *, per_step: list[tuple[int, int, int, int]]
         if per_step is not None:
             per_step.append((used, running, waiting, preemptions))
         ids = list(plan.num_scheduled_tokens)
-        sampled, ended = [], 0
-        for i in ids:
-            request = scheduler.requests[i]
-            complete = request.num_computed_tokens >= request.num_tokens
-            # A token of its own for each request, so that no two requests ever share a block.
-            sampled.append([10 + int(i[1:])] if complete else [])
-            ended += complete and request.num_output_tokens + 1 == ends[i]
-        scheduler.update_from_output(
-            plan, ModelRunnerOutput(ids, {x: n for n, x in enumerate(ids)}, sampled_token_ids=sampled)
-        )
-        for r in itertools.islice(later, ended):
+        # A token of its own for each request, so that no two requests ever share a block.
+        sampled = [[] if scheduler.requests[i].is_prefill_chunk else [10 + int(i[1:])] for i in ids]
+        output = ModelRunnerOutput(ids, {x: n for n, x in enumerate(ids)}, sampled_token_ids=sampled)
+        under_way.append((plan, output))
+        if len(under_way) <= limits.async_scheduling:  # as EngineCore.step_with_batch_queue: one step ahead
+            continue
+        plan, output = under_way.popleft()
+        served = [scheduler.requests[i] for i in plan.num_scheduled_tokens]
+        begun = time.perf_counter()
+        scheduler.update_from_output(plan, output)
+        spent += time.perf_counter() - begun
+        for r in itertools.islice(later, sum(request.is_finished() for request in served)):
             add(r)
+    if loop_seconds is not None:
+        loop_seconds.append(spent)
     return LoadFigures(
         peak_blocks_used=peak_blocks, peak_running=peak_running, peak_waiting=peak_waiting,
         preemptions=preemptions, steps=steps, tokens_scheduled=tokens,

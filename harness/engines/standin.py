@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +75,7 @@ def stand_in(real: Limits) -> StandIn:
             f"{block - real.block_size} tokens more"
             + (f"; {lost} tokens of the pool do not fill a block and are left out." if lost else ".")
         )
-    limits = Limits(
-        num_blocks=usable + 1,
-        block_size=block,
-        max_num_seqs=real.max_num_seqs,
-        max_num_batched_tokens=real.max_num_batched_tokens,
-        max_model_len=real.max_model_len,
-        enable_prefix_caching=real.enable_prefix_caching,
-    )
+    if real.async_scheduling:
+        notes.append("The rehearsal schedules synchronously, as vLLM does on a CPU: an end is seen one step earlier.")
+    limits = replace(real, num_blocks=usable + 1, block_size=block, async_scheduling=False)
     return StandIn(limits, limits.num_blocks * block * BYTES_PER_TOKEN, tuple(notes))

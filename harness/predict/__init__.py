@@ -37,7 +37,7 @@ def predict(scenario: Scenario) -> Account:
         raise UsageError("gpu: missing: name a GPU or say device: cpu")
     architecture, chosen = from_config(scenario.config()), settings(scenario)
     given = grant(architecture, chosen, gpu)
-    verdicts, figures = rungs(architecture, chosen, scenario.load, given)
+    verdicts, figures = rungs(architecture, chosen, scenario, given)
     broken = verdicts[1].holds is True and verdicts[2].holds is False
     return Account(
         ledger=_ledger(given, figures),
@@ -45,7 +45,7 @@ def predict(scenario: Scenario) -> Account:
         rungs=verdicts,
         load=figures,
         engine_says=given.log if not broken else (*given.log, start_oom(architecture, chosen, given.budget)),
-        notes=tuple(_notes(architecture, chosen, gpu, given, broken, figures.steps is not None)),
+        notes=tuple(_notes(architecture, chosen, gpu, given, broken)) + _simulation_notes(scenario, figures),
     )
 
 
@@ -86,7 +86,7 @@ def _total(given: Grant, terms: list[Estimate]) -> Entry:
 
 
 def _notes(
-    architecture: Architecture, chosen: Settings, gpu: Gpu, given: Grant, broken: bool, figures_simulated: bool
+    architecture: Architecture, chosen: Settings, gpu: Gpu, given: Grant, broken: bool
 ) -> list[str]:  # fmt: skip
     notes = []
     if gpu.cuda_total_bytes is None:
@@ -113,9 +113,13 @@ def _notes(
         notes.append(f"vLLM {chosen.vllm} is predicted with the rules read in {catalog.checked_version()}.")
     elif catalog.version_key(chosen.vllm) < (0, 30) and given.refusal is not None:
         notes.append("The refusal is worded as in vLLM 0.32; older versions say the same in other words.")
-    if figures_simulated:
-        notes.append(
-            f"The load is simulated with the synchronous scheduler of vLLM {catalog.checked_version()}; a GPU's vLLM "
-            "schedules one step ahead by default, which may move a count by a little."
-        )
     return notes
+
+
+def _simulation_notes(scenario: Scenario, figures: LoadFigures) -> tuple[str, ...]:
+    if figures.steps is None or scenario.engine.async_scheduling:
+        return ()
+    return (
+        f"The load is simulated with the synchronous scheduler of vLLM {catalog.checked_version()}; a GPU's vLLM "
+        "schedules one step ahead by default (engine.async_scheduling: true simulates that).",
+    )

@@ -179,7 +179,7 @@ def _rungs(chosen: Settings, scenario: Scenario, given: Grant) -> tuple[tuple[Ru
         return (loads, admits, starts, Rung(RungName.HOLDS, None, reason="the scenario states no load")), LoadFigures()
     if not starts.holds:
         return (loads, admits, starts, fit.not_reached(RungName.HOLDS)), LoadFigures()
-    holds, figures = fit.judge_load(scenario.load, chosen, given)
+    holds, figures = fit.judge_load(scenario.load, scenario.engine, chosen, given)
     return (loads, admits, starts, holds), figures
 
 

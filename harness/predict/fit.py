@@ -8,22 +8,22 @@ from harness.ledger import LoadFigures, Rung, RungName, Term
 from harness.predict.activations import profiled_rows
 from harness.predict.admission import KV_CACHE, Budget, Grant
 from harness.predict.settings import Settings
-from harness.scenario import Load, longest_request
+from harness.scenario import Engine, Load, Scenario, longest_request
 from harness.units import gib
 
 
 def rungs(
-    architecture: Architecture, settings: Settings, load: Load | None, grant: Grant
+    architecture: Architecture, settings: Settings, scenario: Scenario, grant: Grant
 ) -> tuple[tuple[Rung, ...], LoadFigures]:
     """The four rungs in order, and the figures of the load (empty where it is not judged)."""
     loads = _loads(grant.budget)
     admits = judge_admission(grant, settings) if loads.holds else not_reached(RungName.ADMITS)
     starts = _starts(architecture, settings, grant) if admits.holds else not_reached(RungName.STARTS)
     figures = LoadFigures()
-    if load is None:
+    if scenario.load is None:
         holds = Rung(RungName.HOLDS, None, reason="the scenario states no load")
     elif starts.holds:
-        holds, figures = judge_load(load, settings, grant)
+        holds, figures = judge_load(scenario.load, scenario.engine, settings, grant)
     else:
         holds = not_reached(RungName.HOLDS)
     return (loads, admits, starts, holds), figures
@@ -117,26 +117,18 @@ def _starts_interval(b: Budget, settings: Settings, warm_up: int) -> tuple[int, 
     return low - b.graphs.high, high - b.graphs.low
 
 
-def judge_load(load: Load, settings: Settings, grant: Grant) -> tuple[Rung, LoadFigures]:
+def judge_load(load: Load, engine: Engine, settings: Settings, grant: Grant) -> tuple[Rung, LoadFigures]:
     """Whether the load runs without preemption and without waiting for blocks, by the simulated scheduler."""
-    from harness.simulate import Limits, simulate
+    from harness.predict.limits import limits_of
+    from harness.simulate import simulate
 
     if longest_request(load) > settings.max_model_len:
         raise UsageError(
             f"load: prompt and output reach {longest_request(load):,} tokens, "
             f"above max_model_len {settings.max_model_len:,}"
         )
-    limits = Limits(
-        num_blocks=grant.budget.blocks,
-        block_size=settings.block_size,
-        max_num_seqs=settings.max_num_seqs,
-        max_num_batched_tokens=settings.max_num_batched_tokens,
-        max_model_len=settings.max_model_len,
-        enable_prefix_caching=settings.enable_prefix_caching,
-    )
-    simulation = simulate(load, limits)
-    figures = simulation.figures
-    return _held(not figures.preemptions and not simulation.waited_for_kv, figures, grant.budget), figures
+    simulation = simulate(load, limits_of(engine, settings, grant.budget.blocks))
+    return _held(simulation.holds, simulation.figures, grant.budget), simulation.figures
 
 
 def _held(holds: bool, figures: LoadFigures, b: Budget) -> Rung:

@@ -272,8 +272,12 @@ _WIDTH = 64
 
 def _timeline(reading: Reading) -> Iterable[str]:
     points, top, unit = _points(reading)
-    if not points:
-        return
+    if points:
+        yield from picture(points, top, unit)
+
+
+def picture(points: Sequence[tuple[float, float, float, float, float]], top: int | None, unit: str) -> Iterable[str]:
+    """Four lines of bars over (when, blocks used, running, waiting, preemptions so far), and the axis."""
     end = points[-1][0] or 1
     series = (("blocks used", 1, top), ("running", 2, None), ("waiting", 3, None), ("preemptions", 4, None))
     for name, column, ceiling in series:
@@ -299,9 +303,8 @@ def _points(reading: Reading) -> tuple[list[tuple[float, float, float, float, fl
     if record.mode != "analytic" or load is None or kv.num_blocks is None or not (holds and holds.holds):
         return [], None, ""
     from harness.modes import limits_of
-    from harness.predict import settings
 
-    timeline: tuple[Point, ...] = simulate(load, limits_of(settings(reading.scenario), kv)).timeline
+    timeline: tuple[Point, ...] = simulate(load, limits_of(reading.scenario, kv)).timeline
     return (
         [(p.step, p.blocks_used, p.running, p.waiting, p.preemptions) for p in timeline], kv.usable_blocks, "steps",
     )  # fmt: skip

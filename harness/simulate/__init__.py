@@ -1,12 +1,15 @@
 """vLLM V1's scheduler and block pool without vLLM: what a load does to a pool, in counts.
 
 ``simulate(load, limits)`` answers with the same figures that a real run yields. What is modelled: first
-come first served, chunked prefill, the token budget, ``max_num_seqs``, admission by the whole input,
-preemption by recomputation, prefix caching among unrelated prompts, one full-attention group,
-synchronous scheduling. What is not modelled is refused where the scenario is read.
+come first served, prefill in chunks or whole, the threshold for long prefills, the token budget,
+``max_num_seqs``, admission by the whole input or the first chunk, the watermark, preemption by
+recomputation, prefix caching of a request's own blocks and of a prefix that all prompts share, one
+full-attention group, synchronous and asynchronous scheduling.
+What is not modelled is refused where the scenario is read.
 """
 
 from harness.simulate.pool import BlockPool
-from harness.simulate.scheduler import Limits, Point, Simulation, simulate
+from harness.simulate.scheduler import Limits, Simulation, holds, simulate
+from harness.simulate.timeline import Point
 
-__all__ = ["BlockPool", "Limits", "Point", "Simulation", "simulate"]
+__all__ = ["BlockPool", "Limits", "Point", "Simulation", "holds", "simulate"]

@@ -12,16 +12,18 @@ from dataclasses import dataclass
 
 from harness.errors import UsageError
 from harness.ledger import LoadFigures
-from harness.scenario import Load
+from harness.scenario import Load, longest_request
+from harness.simulate.lockstep import NOT_DECODING, Lockstep, Sequence
 from harness.simulate.pool import BlockPool
-from harness.traffic import Request, requests
+from harness.simulate.timeline import Point, Timeline
+from harness.traffic import stream
 
 UNBOUNDED = 2**60
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What bounds the scheduler. ``num_blocks`` counts the null block, as vLLM does."""
+    """What bounds the scheduler, by vLLM's names. ``num_blocks`` counts the null block, as vLLM does."""
 
     num_blocks: int
     block_size: int
@@ -29,17 +31,11 @@ class Limits:
     max_num_batched_tokens: int
     max_model_len: int
     enable_prefix_caching: bool = True
-
-
-@dataclass(frozen=True)
-class Point:
-    """The state after the schedule of ``step`` (from 1). Between two points blocks grow steadily."""
-
-    step: int
-    blocks_used: int
-    running: int
-    waiting: int
-    preemptions: int
+    enable_chunked_prefill: bool = True
+    long_prefill_token_threshold: int = 0  # 0: none
+    scheduler_reserve_full_isl: bool = True
+    watermark: float = 0.0
+    async_scheduling: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,40 +47,26 @@ class Simulation:
     tokens_recomputed: int
     timeline: tuple[Point, ...]
 
-
-class _Sequence:
-    """A request under way. ``tokens``: prompt and what was generated; ``computed``: those with KV."""
-
-    __slots__ = ("blocks", "computed", "end", "index", "prompt", "tokens")
-
-    def __init__(self, request: Request) -> None:
-        self.index = request.index
-        self.prompt = request.prompt_tokens
-        self.tokens = request.prompt_tokens
-        self.end = request.prompt_tokens + request.output_tokens
-        self.computed = 0
-        self.blocks = 0
+    @property
+    def holds(self) -> bool:
+        """Neither preempted nor waited for blocks."""
+        return not self.figures.preemptions and not self.waited_for_kv
 
 
 def simulate(load: Load, limits: Limits) -> Simulation:
     """What ``load`` does under ``limits``: counts equal to vLLM's own scheduler.
 
     All requests that may be under way at once come before the first step; a closed load's user sends the
-    next request before the step after the one in which the last ended. Raises UsageError where a request
-    could never be served by the pool.
+    next request before the step after the one in which the last ended. Memory grows with the requests
+    that run or were preempted, not with those of the load. Raises UsageError where a request could never
+    be served by the pool.
     """
-    work = requests(load)
-    longest = max(_ceil(r.prompt_tokens + r.output_tokens - 1, limits.block_size) for r in work)
-    if longest > limits.num_blocks - 1:
-        raise UsageError(
-            f"a request of the load needs {longest:,} blocks of {limits.block_size} tokens; "
-            f"the pool has {limits.num_blocks - 1:,}"
-        )
-    run = _Run(work, load.concurrency, limits, limits.num_blocks)
+    check(load, limits)
+    run = Run(load, limits, limits.num_blocks)
     run.finish()
     needed = run.peak_blocks
     if run.preemptions or run.waited_for_kv:
-        ample = _Run(work, load.concurrency, limits, UNBOUNDED)
+        ample = Run(load, limits, UNBOUNDED)
         ample.finish()
         needed = ample.peak_blocks
     figures = LoadFigures(
@@ -96,103 +78,277 @@ def simulate(load: Load, limits: Limits) -> Simulation:
         steps=run.steps,
         tokens_scheduled=run.tokens_scheduled,
     )
-    useful = sum(r.prompt_tokens + r.output_tokens - 1 for r in work)
-    return Simulation(figures, run.waited_for_kv, run.tokens_scheduled - useful, tuple(run.timeline))
+    recomputed = run.tokens_scheduled + run.tokens_found - run.waiting.tokens_asked
+    return Simulation(figures, run.waited_for_kv, recomputed, run.timeline.points())
 
 
-class _Run:
-    def __init__(self, work: list[Request], concurrency: int, limits: Limits, num_blocks: int) -> None:
+def holds(load: Load, limits: Limits) -> bool:
+    """Whether ``load`` runs without preemption and without waiting for blocks; found out at the first of either.
+
+    Raises UsageError as :func:`simulate` does.
+    """
+    check(load, limits)
+    run = Run(load, limits, limits.num_blocks)
+    while run.running or len(run.waiting):
+        run.advance()
+        if run.preemptions or run.waited_for_kv:
+            return False
+    return True
+
+
+def check(load: Load, limits: Limits) -> None:
+    if load.shared_prefix_tokens and limits.long_prefill_token_threshold:
+        raise UsageError("load.shared_prefix_tokens beside engine.long_prefill_token_threshold is not simulated yet")
+    if limits.async_scheduling and limits.long_prefill_token_threshold:
+        raise UsageError("engine.async_scheduling beside engine.long_prefill_token_threshold is not simulated yet")
+    def blocks(tokens: int) -> int:
+        return _ceil(tokens - 1, limits.block_size)  # the last token is never computed
+
+    usable = limits.num_blocks - 1
+    if blocks(longest_request(load)) <= usable:
+        return
+    longest = max(blocks(r.prompt_tokens + r.output_tokens) for r in stream(load))
+    if longest > usable:
+        raise UsageError(
+            f"a request of the load needs {longest:,} blocks of {limits.block_size} tokens; the pool has {usable:,}"
+        )
+
+
+class _Waiting:
+    """The queue in front of the scheduler: preempted requests, then those that came and never ran.
+
+    Requests are drawn when they reach the head, so that a long queue takes no memory.
+    """
+
+    def __init__(self, load: Load) -> None:
+        self._drawn = stream(load)
+        self._arrived = load.concurrency
+        self._to_come = load.requests - load.concurrency
+        self._heads: deque[Sequence] = deque()  # the preempted, and the first of the others once it was drawn
+        self.tokens_asked = 0  # to compute, by all that were drawn
+
+    def __len__(self) -> int:
+        return len(self._heads) + self._arrived
+
+    def head(self) -> Sequence:
+        """The next request to run."""
+        if not self._heads:
+            request = next(self._drawn)
+            self._arrived -= 1
+            self.tokens_asked += request.prompt_tokens + request.output_tokens - 1
+            self._heads.append(Sequence(request.index, request.prompt_tokens, request.output_tokens))
+        return self._heads[0]
+
+    def pop(self) -> None:
+        """The head runs."""
+        self._heads.popleft()
+
+    def push_front(self, seq: Sequence) -> None:
+        """``seq`` was preempted."""
+        self._heads.appendleft(seq)
+
+    def remove(self, seq: Sequence) -> None:
+        """``seq``, which was preempted, has ended after all."""
+        self._heads.remove(seq)
+
+    def next_of_user(self) -> None:
+        """A request has ended: its user sends the next one, if there is one."""
+        if self._to_come:
+            self._to_come -= 1
+            self._arrived += 1
+
+
+class Run:
+    def __init__(self, load: Load, limits: Limits, num_blocks: int) -> None:
         self.limits = limits
-        self.pool = BlockPool(num_blocks, caching=limits.enable_prefix_caching)
-        self.waiting: deque[_Sequence] = deque(_Sequence(r) for r in work[:concurrency])
-        self.later = iter(work[concurrency:])
-        self.running: list[_Sequence] = []
+        self.watermark_blocks = int(limits.watermark * num_blocks)
+        self.pool = BlockPool(
+            num_blocks, caching=limits.enable_prefix_caching,
+            shared_blocks=load.shared_prefix_tokens // limits.block_size,
+        )  # fmt: skip
+        self.waiting = _Waiting(load)
+        self.running: dict[int, Sequence] = {}  # in the order of admission, as vLLM's list
+        self.prefilling: dict[int, Sequence] = {}  # those of them whose input is not computed yet
+        self.decoding = Lockstep(limits.block_size)  # the others, but for
+        self.ending: dict[int, Sequence] = {}  # those whose last token is on its way (asynchronous scheduling only)
         self.steps = self.tokens_scheduled = self.preemptions = 0
+        self.admitted = self.tokens_found = 0  # requests that ever ran; tokens of theirs that others had computed
         self.peak_blocks = self.peak_running = self.peak_waiting = 0
         self.waited_for_kv = False
-        self.timeline: list[Point] = []
+        self.timeline = Timeline()
+        self._longest_chunk = UNBOUNDED
 
     def finish(self) -> None:
         """Step until every request has ended."""
-        while self.running or self.waiting:
-            self._skip_ahead()
-            self._step()
+        while self.running or len(self.waiting):
+            self.advance()
+
+    def advance(self) -> None:
+        """Steps in which nothing but decoding happens, all at once, then one whole step."""
+        self._skip_ahead()
+        self._step()
 
     # -- one step, as vLLM takes it -----------------------------------------------------------------
 
     def _step(self) -> None:
-        scheduled: list[_Sequence] = []
-        budget, preempted = self._schedule_running(scheduled)
+        # A threshold for long prefills protects others; a request that is alone has the whole budget.
+        alone = len(self.running) + len(self.waiting) <= 1
+        self._longest_chunk = UNBOUNDED if alone else self.limits.long_prefill_token_threshold or UNBOUNDED
+        budget, preempted = self._schedule_running()
         if not preempted:
-            budget = self._schedule_waiting(scheduled, budget)
+            budget = self._schedule_waiting(budget)
         self.steps += 1
         self.tokens_scheduled += self.limits.max_num_batched_tokens - budget
         self._observe()
-        for seq in scheduled:
-            if seq.computed == seq.tokens:  # its prefill is complete: the step yields a token
-                seq.tokens += 1
-                if seq.tokens == seq.end:
-                    self._end(seq)
+        self._update()
 
-    def _schedule_running(self, scheduled: list[_Sequence]) -> tuple[int, bool]:
+    def _schedule_running(self) -> tuple[int, bool]:
+        """(budget left, whether anyone was preempted). Where tokens and blocks suffice for all, the order
+        in which the running requests are looked at does not matter."""
+        budget = self.limits.max_num_batched_tokens - self.decoding.count
+        blocks = blocks_to_decode = self.decoding.blocks_for(1)
+        chunks = []
+        for seq in self.prefilling.values():
+            new = self._chunk(seq)
+            if new > budget:
+                if budget < 0 or seq is not next(reversed(self.running.values())):
+                    return self._schedule_in_order()
+                new = budget
+            chunks.append((seq, new))
+            budget -= new
+            blocks += self._blocks_to(seq, new)
+        if budget < 0 or blocks > self.pool.free:
+            return self._schedule_in_order()
+        self.pool.take(blocks_to_decode)
+        for seq, new in chunks:
+            self._grant(seq, new)
+        return budget, False
+
+    def _schedule_in_order(self) -> tuple[int, bool]:
+        """As _schedule_running, request by request, as vLLM goes: who is last gives way."""
         budget, preempted, i = self.limits.max_num_batched_tokens, False, 0
-        while i < len(self.running) and budget > 0:
-            seq = self.running[i]
-            new = min(seq.tokens - seq.computed, budget)
-            wanted = _ceil(seq.computed + new, self.limits.block_size) - seq.blocks
+        order = list(self.running.values())
+        while i < len(order) and budget > 0:
+            seq = order[i]
+            if seq.index in self.ending:
+                i += 1
+                continue
+            decodes = seq.finish != NOT_DECODING
+            new = 1 if decodes else min(self._chunk(seq), budget)
+            wanted = self.decoding.takes_block(seq) if decodes else self._blocks_to(seq, new)
             while wanted > self.pool.free:
-                victim = self.running.pop()
+                victim = order.pop()
                 self._preempt(victim)
                 preempted = True
                 if victim is seq:
                     return budget, True
-            self._grant(seq, wanted, new)
-            scheduled.append(seq)
+            if decodes:
+                self.pool.take(wanted)
+            else:
+                self._grant(seq, new)
             budget -= new
             i += 1
+        for seq in order[i:]:
+            if seq.finish != NOT_DECODING:
+                self.decoding.delay(seq)
         return budget, preempted
 
-    def _schedule_waiting(self, scheduled: list[_Sequence], budget: int) -> int:
-        while self.waiting and budget > 0 and len(self.running) < self.limits.max_num_seqs:
-            seq = self.waiting[0]
-            if self._admission_blocks(seq) > self.pool.free:
-                self.waited_for_kv = True
+    def _schedule_waiting(self, budget: int) -> int:
+        """The budget left when nobody more can be admitted."""
+        while budget > 0 and len(self.waiting) and len(self.running) < self.limits.max_num_seqs:
+            seq = self.waiting.head()
+            new = self._admissible(seq, budget)
+            if not new:
                 break
-            self.waiting.popleft()
-            seq.blocks = self.pool.reclaim(seq.index)
+            self.waiting.pop()
+            seq.blocks = self.pool.admit(seq.index)
             seq.computed = seq.blocks * self.limits.block_size
-            new = min(seq.tokens - seq.computed, budget)
-            self._grant(seq, _ceil(seq.computed + new, self.limits.block_size) - seq.blocks, new)
-            self.running.append(seq)
-            scheduled.append(seq)
+            if seq.index == self.admitted:  # for the first time: they come in order
+                self.admitted += 1
+                self.tokens_found += seq.computed
+            self._grant(seq, new)
+            self.running[seq.index] = self.prefilling[seq.index] = seq
             budget -= new
         return budget
 
-    def _admission_blocks(self, seq: _Sequence) -> int:
-        """Free blocks that must be there to admit ``seq``: its whole input, cached blocks included
-        (``scheduler_reserve_full_isl``; a cached block that nobody holds counts as free)."""
-        return _ceil(min(seq.tokens, self.limits.max_model_len), self.limits.block_size)
+    def _admissible(self, seq: Sequence, budget: int) -> int:
+        """Tokens of ``seq`` with which it can be admitted now, 0 where it has to wait.
 
-    def _grant(self, seq: _Sequence, blocks: int, tokens: int) -> None:
+        There must be free blocks for its whole input (``scheduler_reserve_full_isl``) or else for its first
+        chunk, and beside running requests for the watermark. Cached blocks that nobody holds count as free.
+        """
+        cached = self.pool.cached(seq.index) * self.limits.block_size
+        new = min(seq.tokens - cached, self._longest_chunk)
+        if new > budget:
+            if not self.limits.enable_chunked_prefill:
+                return 0
+            new = budget
+        tokens = seq.tokens if self.limits.scheduler_reserve_full_isl else cached + new
+        blocks = _ceil(min(tokens, self.limits.max_model_len), self.limits.block_size)
+        blocks -= self.pool.shared_in_use
+        if blocks + (self.watermark_blocks if self.running else 0) > self.pool.free:
+            self.waited_for_kv = True
+            return 0
+        return new
+
+    def _chunk(self, seq: Sequence) -> int:
+        return min(seq.tokens - seq.computed, self._longest_chunk)
+
+    def _blocks_to(self, seq: Sequence, tokens: int) -> int:
+        return _ceil(seq.computed + tokens, self.limits.block_size) - seq.blocks
+
+    def _grant(self, seq: Sequence, tokens: int) -> None:
+        blocks = self._blocks_to(seq, tokens)
         self.pool.take(blocks)
         seq.blocks += blocks
         seq.computed += tokens
+        self.pool.computed(seq.computed // self.limits.block_size)
 
-    def _preempt(self, seq: _Sequence) -> None:
+    def _preempt(self, seq: Sequence) -> None:
+        prefills = self.prefilling.pop(seq.index, None)
+        if seq.finish != NOT_DECODING:
+            self.decoding.leave(seq)
+        if self.limits.async_scheduling and not prefills:
+            # The last token is on its way: the block that it fills has no hash yet.
+            seq.computed = max(seq.prefilled, seq.computed - 1)
         self._free(seq)
         seq.computed = 0
         self.preemptions += 1
-        self.waiting.appendleft(seq)
+        self.waiting.push_front(seq)
 
-    def _end(self, seq: _Sequence) -> None:
-        self._free(seq)
-        self.running.remove(seq)
-        following = next(self.later, None)
-        if following is not None:
-            self.waiting.append(_Sequence(following))
+    def _update(self) -> None:
+        """The step's tokens are there; asynchronously, those of the step before, and this step's are on their way."""
+        self.decoding.clock += 1
+        for seq in self.ending.values():
+            self._end(seq)
+        self.ending = {}
+        for seq in self.decoding.ended():
+            self._last_token(seq)
+        for seq in [s for s in self.prefilling.values() if s.computed == s.tokens]:
+            del self.prefilling[seq.index]
+            seq.prefilled = seq.tokens
+            seq.tokens += 1
+            if seq.tokens == seq.end:
+                self._last_token(seq)
+            else:
+                self.decoding.join(seq)
 
-    def _free(self, seq: _Sequence) -> None:
-        self.pool.release(seq.index, seq.blocks, seq.computed // self.limits.block_size)
+    def _last_token(self, seq: Sequence) -> None:
+        if self.limits.async_scheduling:
+            self.ending[seq.index] = seq
+        else:
+            self._end(seq)
+
+    def _end(self, seq: Sequence) -> None:
+        if seq.index in self.running:
+            self._free(seq, for_good=True)
+        else:  # preempted while its last token was on its way
+            self.waiting.remove(seq)
+        self.waiting.next_of_user()
+
+    def _free(self, seq: Sequence, *, for_good: bool = False) -> None:
+        del self.running[seq.index]
+        self.pool.release(seq.index, seq.blocks, seq.computed // self.limits.block_size, for_good=for_good)
         seq.blocks = 0
 
     def _observe(self) -> None:
@@ -200,45 +356,28 @@ class _Run:
         self.peak_blocks = max(self.peak_blocks, used)
         self.peak_running = max(self.peak_running, running)
         self.peak_waiting = max(self.peak_waiting, waiting)
-        self.timeline.append(Point(self.steps, used, running, waiting, self.preemptions))
+        self.timeline.add(Point(self.steps, used, running, waiting, self.preemptions))
 
     # -- many steps at once -------------------------------------------------------------------------
 
     def _skip_ahead(self) -> None:
         """Take at once the steps in which every running request decodes one token and nothing else
         happens: none ends, none is admitted, no block is missing. The counts are those of single steps."""
-        if not self.running or any(s.tokens - s.computed != 1 for s in self.running):
-            return
         running = len(self.running)
-        head_can_enter = (
-            self.waiting
-            and running < min(self.limits.max_num_seqs, self.limits.max_num_batched_tokens)
-            and self._admission_blocks(self.waiting[0]) <= self.pool.free
-        )
-        if head_can_enter or running > self.limits.max_num_batched_tokens:
+        budget = self.limits.max_num_batched_tokens - running
+        if not running or self.prefilling or self.ending or budget < 0:
             return
-        low, high = 0, min(s.end - s.tokens for s in self.running) - 1
-        while low < high:  # the most steps for which the free blocks suffice
-            middle = (low + high + 1) // 2
-            if self._blocks_for(middle) <= self.pool.free:
-                low = middle
-            else:
-                high = middle - 1
-        if low < 1:
+        seat = budget > 0 and running < self.limits.max_num_seqs
+        if seat and len(self.waiting) and self._admissible(self.waiting.head(), budget):
             return
-        self.pool.take(self._blocks_for(low))
-        for seq in self.running:
-            seq.computed += low
-            seq.tokens += low
-            seq.blocks = _ceil(seq.computed, self.limits.block_size)
-        self.steps += low
-        self.tokens_scheduled += low * running
+        steps = self.decoding.steps_within(self.pool.free, self.decoding.steps_to_end() - 1)
+        if steps < 1:
+            return
+        self.pool.take(self.decoding.blocks_for(steps))
+        self.decoding.clock += steps
+        self.steps += steps
+        self.tokens_scheduled += steps * running
         self._observe()
-
-    def _blocks_for(self, steps: int) -> int:
-        """New blocks that the running requests need for ``steps`` more tokens each."""
-        size = self.limits.block_size
-        return sum((s.computed + steps + size - 1) // size - s.blocks for s in self.running)
 
 
 def _ceil(tokens: int, block_size: int) -> int:

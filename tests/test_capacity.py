@@ -1,0 +1,143 @@
+"""bench capacity: the largest load that holds, and the cliff one step past it."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SCENARIOS, bench
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.modes import limits_of
+from harness.predict.capacity import Capacity, capacity
+from harness.report import text
+from harness.report.capacity import build, document
+from harness.scenario import load_scenario
+from harness.simulate import simulate
+
+needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM (the extra cpu)")
+HELD = ["70b_8k_int4", "70b_8k_int4_fp8kv", "8b_24gb_int4_under_load", "smollm2_cpu", "tiny_cpu"]
+
+
+def found(name: str = "70b_8k_int4", *changes: str) -> Capacity:
+    return capacity(load_scenario(SCENARIOS / f"{name}.yaml", changes))
+
+
+@needs_vllm
+@pytest.mark.parametrize("what", [0, 1])
+@pytest.mark.parametrize("name", HELD)
+def test_vllms_own_scheduler_agrees_on_both_sides_of_the_cliff(name: str, what: int) -> None:
+    import vllm_scheduler
+
+    result = found(name)
+    answer, load = result.answers[what], result.scenario.load
+    assert load and answer.at and answer.past and answer.past.value == answer.largest + 1
+    limits = limits_of(result.scenario, result.account.kv)
+    each = -(-load.requests // (load.users or 1))
+    for trial, holds in ((answer.at, True), (answer.past, False)):
+        n = trial.value
+        if answer.what == "users":
+            tried = load.model_copy(update={"users": n, "requests": n * each})
+        elif answer.what == "requests":
+            tried = load.model_copy(update={"requests": n})
+        else:
+            output = load.output_tokens if isinstance(load.output_tokens, int) else load.output_tokens.high
+            tried = load.model_copy(update={"prompt_tokens": n - output})
+        theirs = vllm_scheduler.run(tried, limits)
+        assert (theirs.preemptions, theirs.peak_blocks_used) == (
+            trial.simulation.figures.preemptions, trial.simulation.figures.peak_blocks_used,
+        )  # fmt: skip
+        assert trial.simulation.holds is holds and (theirs.preemptions == 0 or not holds)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 400), st.integers(2, 300), st.integers(90, 600), st.integers(1, 40))
+def test_the_search_finds_what_trying_each_finds(prompt: int, output: int, blocks: int, seqs: int) -> None:
+    result = found(
+        "70b_8k_int4", f"load.prompt_tokens={prompt}", f"load.output_tokens={output}", "load.users=2",
+        "load.requests=4", "engine.max_model_len=1024", f"engine.max_num_seqs={seqs}",
+        f"engine.num_gpu_blocks_override={blocks}",
+    )  # fmt: skip
+    load = result.scenario.load
+    assert load
+    bounds = limits_of(result.scenario, result.account.kv)
+    users, context = result.answers
+
+    def works(**changed: Any) -> bool:
+        return simulate(load.model_copy(update=changed), bounds).holds
+
+    count = [n for n in range(1, max(seqs, 2) + 1) if works(users=n, requests=2 * n)]
+    assert users.largest == max(count) and (users.past is None) == (users.largest == max(seqs, 2))
+    longest = [n for n in range(output + 1, 1025) if works(prompt_tokens=n - output)]
+    assert context.largest == max(longest) and (context.past is None) == (context.largest == 1024)
+
+
+def test_the_report_of_the_70b() -> None:
+    assert text.render(build(found())).splitlines()[5:18] == [
+        "How many users",
+        "  12 users hold; one more does not: 2 preemptions, 5,401 tokens computed again (2.5 % of all).",
+        "  figure                      12 users   13 users   asked: 32 users",
+        "  ─────────────────────────────────────────────────────────────────",
+        "  holds                            yes         NO                NO",
+        "  blocks wanted at the peak      6,144      6,656            16,369",
+        "  blocks used at the peak        6,144      6,465             6,465",
+        "  requests running, peak            12         13                14",
+        "  requests waiting, peak            10         11                30",
+        "  preemptions                        0          2                10",
+        "  tokens scheduled             196,584    218,367           557,295",
+        "  tokens computed again              0      5,401            33,071",
+        "",
+    ]
+
+
+def test_what_ends_the_search_before_the_pool_does_is_said() -> None:
+    few = found("70b_8k_int4", "engine.max_num_seqs=4", "load.users=2")
+    assert (few.answers[0].largest, few.answers[0].limited_by, few.answers[0].past) == (4, "max_num_seqs", None)
+    assert (few.answers[1].largest, few.answers[1].limited_by, few.answers[1].past) == (8192, "max_model_len", None)
+    shown = text.render(build(few))
+    assert "4 users hold: no more run at once (max_num_seqs), further ones wait for a seat" in shown
+    assert "8,192 tokens hold: no request may be longer (max_model_len)." in shown
+
+
+def test_the_interval_of_the_pool_is_carried_over() -> None:
+    users, context = found("8b_24gb_int4_under_load").answers
+    assert users.low < users.largest < users.high
+    assert context.low < context.largest < context.high
+
+
+def test_where_nothing_holds() -> None:
+    # 64 requests of one block each and a pool of eight blocks more than one request of max_model_len takes.
+    tight = ["load.shape=burst", "load.users=null", "load.requests=600", "load.output_tokens=64"]
+    tight += ["load.prompt_tokens=16", "engine.max_model_len=128", "engine.num_gpu_blocks_override=17"]
+    result = found("70b_8k_int4", *tight)
+    assert result.answers[1].largest == 0
+    assert "Not even the smallest such load holds: " in text.render(build(result))
+
+
+def test_json_is_one_document() -> None:
+    ran = bench("capacity", SCENARIOS / "70b_8k_int4.yaml", "--json")
+    assert ran.code == 0 and ran.err == ""
+    assert ran.document == document(found())
+    users, context = ran.document["answers"]
+    assert [a["what"] for a in (users, context)] == ["users", "context_tokens"]
+    at, past = users["at"], users["past"]
+    assert (at["holds"], past["holds"], past["value"]) == (True, False, users["largest"] + 1)
+    assert max(p["blocks_used"] for p in at["timeline"]) == at["load"]["peak_blocks_used"]
+    assert at["timeline"][-1]["step"] == at["load"]["steps"]
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "says"),
+    [
+        ("70b_8k_int4.yaml", ["load=null"], "load: missing: there is no load to judge the pool under"),
+        ("70b_8k.yaml", [], "no pool to judge: LOADS fails: weights 131.45 and runtime 0.51 of 79.19 GiB"),
+        ("none.yaml", [], "can't be read: No such file or directory"),
+    ],
+)
+def test_errors_are_one_clear_line(file: str, changes: list[str], says: str) -> None:
+    ran = bench("capacity", Path("scenarios") / file, *(x for c in changes for x in ("--set", c)))
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith(f"bench: scenarios/{file}: ") and says in ran.err and ran.err.count("\n") == 1
