@@ -70,6 +70,14 @@ class Client:
         except (aiohttp.ClientError, TimeoutError, OSError):
             return False
 
+    async def knows_us(self) -> bool:
+        """False where the server refuses our key: another one that took the port between choosing and binding."""
+        try:
+            async with self.session.get("/v1/models", timeout=aiohttp.ClientTimeout(total=2)) as response:
+                return response.status not in (401, 403)
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return True
+
     async def metrics(self) -> str | None:
         """The text of /metrics, or None where it can't be had within two seconds."""
         try:

@@ -232,7 +232,7 @@ class _Run:
             self._check_recording()
             if self.server.exit_code is not None:
                 return REFUSED, self.server.why()
-            if await client.healthy():
+            if await client.healthy() and await client.knows_us():
                 self._read_log()
                 return None
             await asyncio.sleep(0.1)
