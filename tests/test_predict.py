@@ -222,8 +222,6 @@ def test_the_configs_own_quantization_is_read_or_refused(given_config: Any, name
 @pytest.mark.parametrize(
     ("build", "said"),
     [
-        (lambda: scenario("mistralai/Mistral-7B-v0.1"),
-         "sliding_window: 4096 is less than max_model_len 8192"),
         (lambda: scenario("llama-2-7b", load=""),
          "is greater than the derived max_model_len (max_position_embeddings=4096"),
         (lambda: scenario("llama-3.1-8b", gpu="name: t4", engine="dtype: bfloat16"),
@@ -242,10 +240,16 @@ def test_what_vllm_would_refuse_is_one_usage_error(build: Any, said: str):
     assert said in str(caught.value)
 
 
-def test_the_sliding_window_is_no_matter_where_it_is_never_reached():
-    assert predict(scenario("mistralai/Mistral-7B-v0.1", engine="", load="").model_copy(
-        update={"engine": scenario().engine.model_copy(update={"max_model_len": 4096})}
-    )).rungs[0].holds  # fmt: skip
+def test_a_window_shrinks_what_a_request_takes_and_leaves_holds_open():
+    sliding = predict(scenario("mistralai/Mistral-7B-v0.1", engine="max_num_batched_tokens: 2048"))
+    full = predict(scenario("mistralai/Mistral-7B-Instruct-v0.3", engine="max_num_batched_tokens: 2048"))
+    # A window of 4,096 and two batches of 2,048 in flight: 8,191 tokens, 512 blocks, and one.
+    assert sliding.kv.num_blocks / sliding.kv.max_concurrency == 513
+    assert full.kv.num_blocks / full.kv.max_concurrency == 512
+    assert full.rung("HOLDS").holds is not None
+    holds = sliding.rung("HOLDS")
+    assert holds.holds is None and "one table of full attention, this model 1 (sliding)" in holds.reason
+    assert sliding.load.peak_blocks_needed is None
 
 
 # -- properties ------------------------------------------------------------------------------------

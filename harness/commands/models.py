@@ -26,7 +26,7 @@ def models(as_json: bool) -> None:
         rows.append(
             {
                 "name": name, "parameters": a.parameters, "layers": a.layers, "heads": a.heads,
-                "kv_heads": a.kv_heads, "kv_bytes_per_token": 2 * a.layers * a.kv_heads * a.head_dim * 2,
+                "kv_heads": a.kv_heads, "kv_bytes_per_token": sum(k.bytes_per_token(1, 2) for k in a.kv_layers),
             }
         )  # fmt: skip
     if as_json:
