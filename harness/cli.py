@@ -11,6 +11,7 @@ import click
 
 from harness import __version__
 from harness.commands.check import check
+from harness.commands.evidence import evidence
 from harness.commands.gpus import gpus
 from harness.commands.models import models
 from harness.commands.report import report
@@ -39,7 +40,7 @@ def cli() -> None:
     """
 
 
-for command in (run, check, report, models, gpus, schema):
+for command in (run, check, report, models, gpus, evidence, schema):
     cli.add_command(command)
 
 

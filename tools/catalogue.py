@@ -21,7 +21,21 @@ sys.path.insert(0, str(ROOT))
 from harness.architecture import from_config  # noqa: E402
 
 CATALOGUE = ROOT / "harness" / "catalog" / "models.json"
-KEPT = ["architectures", "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings", "tie_word_embeddings", "torch_dtype", "attention_bias", "attention_out_bias", "mlp_bias", "use_bias", "qkv_bias", "use_qkv_bias", "lm_head_bias", "use_qk_norm", "qk_layernorm", "use_parallel_residual", "partial_rotary_factor", "rotary_pct", "rotary_dim", "rope_scaling", "rope_parameters", "sliding_window", "use_sliding_window", "max_window_layers", "sliding_window_pattern", "layer_types", "multi_query", "parallel_attn", "new_decoder_architecture", "alibi", "bias", "n_embd", "n_layer", "n_head", "n_positions", "n_inner", "activation_function", "hidden_act", "do_layer_norm_before", "word_embed_proj_dim", "ffn_dim", "num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size", "shared_expert_intermediate_size", "n_shared_experts", "first_k_dense_replace", "moe_layer_freq", "decoder_sparse_step", "mlp_only_layers", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "n_group", "topk_group", "topk_method", "scoring_func", "routed_scaling_factor", "norm_topk_prob", "original_max_position_embeddings", "quantization_config", "pad_token_id"]
+KEPT = [
+    "architectures", "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings", "tie_word_embeddings",
+    "torch_dtype", "attention_bias", "attention_out_bias", "mlp_bias", "use_bias", "qkv_bias", "use_qkv_bias",
+    "lm_head_bias", "use_qk_norm", "qk_layernorm", "use_parallel_residual", "partial_rotary_factor", "rotary_pct",
+    "rotary_dim", "rope_scaling", "rope_parameters", "sliding_window", "use_sliding_window", "max_window_layers",
+    "sliding_window_pattern", "layer_types", "multi_query", "parallel_attn", "new_decoder_architecture", "alibi",
+    "bias", "n_embd", "n_layer", "n_head", "n_positions", "n_inner", "activation_function", "hidden_act",
+    "do_layer_norm_before", "word_embed_proj_dim", "ffn_dim", "num_experts", "num_local_experts",
+    "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size", "shared_expert_intermediate_size",
+    "n_shared_experts", "first_k_dense_replace", "moe_layer_freq", "decoder_sparse_step", "mlp_only_layers",
+    "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "n_group", "topk_group",
+    "topk_method", "scoring_func", "routed_scaling_factor", "norm_topk_prob", "original_max_position_embeddings",
+    "quantization_config", "pad_token_id",
+]  # fmt: skip
 # Of a quantization_config, what tells the format.
 KEPT_OF_QUANTIZATION = ("quant_method", "bits", "group_size", "weight_block_size", "config_groups")
 

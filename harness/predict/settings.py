@@ -190,14 +190,15 @@ def resolve_format(scenario: Scenario, config: dict[str, Any]) -> WeightFormat:
     name = scenario.weights.format
     found = catalog.weight_format(name)
     if found.bits is None:
-        found = _from_config(config)
+        found = config_format(config)
     if scenario.weights.group_size is not None and found.scale_per == "group":
         base = found.name.rsplit("-g", 1)[0]
         found = catalog.weight_format(f"{base}-g{scenario.weights.group_size}")
     return found
 
 
-def _from_config(config: dict[str, Any]) -> WeightFormat:
+def config_format(config: dict[str, Any]) -> WeightFormat:
+    """The format that a config states by its ``quantization_config``, else its dtype. Raises UsageError."""
     quantization = config.get("quantization_config")
     if quantization is None:
         plain = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}

@@ -18,7 +18,7 @@ from harness.predict.estimate import Estimate
 from harness.predict.settings import Settings
 from harness.units import MIB
 
-# Residuals on the 31 started dense runs of the evidence (benchmarks/evidence.py): the worst is 0.3 %.
+# Residuals on the runs of the evidence (docs/accuracy.md): the worst is 0.33 %.
 RESIDUAL = 0.005
 
 
@@ -53,7 +53,8 @@ def tensors(architecture: Architecture, settings: Settings, stage: int) -> Itera
         if component.name == "embed_tokens" and architecture.tied and stage == stages - 1:
             count = 1  # a tied lm_head needs the embedding on the last stage too
         if count:
-            for name, size in _stored(component, architecture, settings):
+            kind, tp = settings.weight_format, settings.tensor_parallel_size
+            for name, size in stored(component, architecture, kind, settings.dtype_bytes, tp):
                 yield Tensor(name, size, count, in_layer)
     for positions, dims in architecture.rotary_shapes:
         # One cache for all layers of a kind, in the model's dtype (rotary_embedding/base.py, 0.19 to 0.32).
@@ -61,16 +62,17 @@ def tensors(architecture: Architecture, settings: Settings, stage: int) -> Itera
         yield Tensor("rotary cos_sin_cache", positions * dims * size, 1, False)
 
 
-def _stored(
-    component: Component, architecture: Architecture, settings: Settings
+def stored(
+    component: Component, architecture: Architecture, kind: WeightFormat, dtype_bytes: int, tp: int = 1
 ) -> Iterator[tuple[str, int]]:
-    shape = architecture.rank_shape(component, settings.tensor_parallel_size)
-    elements, kind = prod(shape), settings.weight_format
+    """(name, bytes) of the tensors as which one of ``tp`` ranks holds ``component`` in the format ``kind``."""
+    shape = architecture.rank_shape(component, tp)
+    elements = prod(shape)
     untouched = kind.only is not None and component.kind != kind.only
     if not component.quantizable or untouched or kind.bits is None or kind.dtype is not None:
-        yield component.name, elements * (4 if component.dtype == "float32" else settings.dtype_bytes)
+        yield component.name, elements * (4 if component.dtype == "float32" else dtype_bytes)
         return
-    width = architecture.mixture.width // settings.tensor_parallel_size if architecture.mixture else 0
+    width = architecture.mixture.width // tp if architecture.mixture else 0
     if kind.only and width % kind.width_multiple:
         elements = elements // width * (-(-width // kind.width_multiple) * kind.width_multiple)
     yield component.name, -(-elements * kind.bits // 8)
