@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from harness.compare import Comparison, FigureRow, limiting
-from harness.ledger import Account, KvPool, Term
+from harness.ledger import Account, Term
 from harness.scenario import Load, Scenario
 from harness.traffic import requests
 from harness.units import gib, human
@@ -66,20 +66,14 @@ def _started(scenario: Scenario, predicted: Account, comparison: Comparison) -> 
 def _idle_sentence(scenario: Scenario, predicted: Account) -> str:
     pool = predicted.ledger.bytes_of(Term.KV_AVAILABLE)
     weights = predicted.ledger.bytes_of(Term.WEIGHTS)
-    tokens, each = _pool_tokens(predicted.kv)
+    tokens = predicted.kv.usable_tokens
+    each = predicted.kv.bytes_per_token if predicted.kv.one_table else None
     return (
         f"Idle it fits: beside {human(weights)} of weights {_device(scenario)} has room for a KV pool of "
         + f"{human(pool)}, "
         + (f"{tokens:,} tokens" if tokens is not None else "of unknown size")
         + (f" ({human(each)} for each token)." if each else ".")
     )
-
-
-def _pool_tokens(kv: KvPool) -> tuple[int | None, int | None]:
-    """(tokens that the pool holds, bytes of each); vLLM's own count and no rate where layers keep different spans."""
-    if kv.bytes_per_block != (kv.bytes_per_token or 0) * (kv.block_size or 0):
-        return kv.tokens, None
-    return (None if kv.usable_blocks is None else kv.usable_blocks * (kv.block_size or 0)), kv.bytes_per_token
 
 
 def _need_sentence(load: Load, predicted: Account) -> str:

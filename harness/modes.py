@@ -71,7 +71,7 @@ def obstacle(mode: Mode, scenario: Scenario, prediction: Account) -> str | None:
         return "no KV pool is granted, so there is nothing to rehearse: the prediction is the result"
     holds = prediction.rung("HOLDS")
     if mode is Mode.REHEARSAL and holds is not None and holds.holds is None:
-        return f"the stand-in model has one table of full attention; HOLDS is {holds.reason}"
+        return f"HOLDS is {holds.reason}, and so has the stand-in model"
     try:
         vllm.require_cpu_build()
     except MachineError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import bench
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -19,7 +20,7 @@ from harness.ledger import STATED, Account, Phase, RungName, Term
 from harness.predict import predict, settings
 from harness.predict.activations import sampler_state
 from harness.predict.weights import allocated
-from harness.scenario import Scenario, parse_scenario
+from harness.scenario import Scenario, load_scenario, parse_scenario
 from harness.units import GIB, MIB
 
 LOAD = "load: {shape: closed, users: 32, requests: 64, prompt_tokens: 7168, output_tokens: 1024, seed: 1}"
@@ -248,8 +249,28 @@ def test_a_window_shrinks_what_a_request_takes_and_leaves_holds_open():
     assert full.kv.num_blocks / full.kv.max_concurrency == 512
     assert full.rung("HOLDS").holds is not None
     holds = sliding.rung("HOLDS")
-    assert holds.holds is None and "one table of full attention, this model 1 (sliding)" in holds.reason
+    assert holds.holds is None and "this model has 1 KV table (sliding attention)" in holds.reason
     assert sliding.load.peak_blocks_needed is None
+
+
+def test_a_hybrid_is_reported_without_a_load_that_nobody_simulated(tmp_path: Any):
+    path = tmp_path / "x.yaml"
+    path.write_text(f"""
+name: x
+model: gpt-oss-20b
+gpu: {{name: h100-sxm-80gb}}
+engine: {{max_model_len: 8192}}
+{LOAD}
+""")
+    done = bench("run", str(path), "--analytic-only", "--out", str(tmp_path / "out"))
+    assert done.code == 0, done.err
+    assert "Over the load" not in done.out and "want" not in done.out
+    words = " ".join(done.out.split())
+    assert "HOLDS does the load hold? – – – KV cache" in words
+    assert "HOLDS is not judged: this model has 2 KV tables (full and sliding attention)" in words
+    kv = predict(load_scenario(path)).kv
+    assert not kv.one_table and kv.usable_tokens == kv.tokens == int(kv.max_concurrency * 8192)
+    assert f" GiB, {kv.tokens:,} tokens." in words
 
 
 # -- properties ------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from harness.architecture.families import FAMILIES, Family
@@ -68,12 +69,25 @@ class Architecture:
         dense = self.intermediate if len(self.mixture.layers) < self.layers else 0
         return max(dense, self.mixture.shared)
 
+    @cached_property
+    def kv_kinds(self) -> dict[KvLayer, tuple[int, ...]]:
+        """Each kind of layer of the KV cache, in the order of its first layer, and the layers that are of it."""
+        kinds: dict[KvLayer, list[int]] = {}
+        last, members = None, [0]
+        for i, layer in enumerate(self.kv_layers):
+            if layer is not last:
+                last, members = layer, kinds.setdefault(layer, [])
+            members.append(i)
+        return {layer: tuple(members) for layer, members in kinds.items()}
+
     def copies(self, component: Component, layers: range | None = None) -> int:
         """How often the whole model (or its ``layers``) holds a part of that name."""
         if component.place != "layer":
             return 1
         held = range(self.layers) if layers is None else layers
-        return len(held) if component.layers is None else sum(i in held for i in component.layers)
+        if component.layers is None:
+            return len(held)
+        return len(component.layers) if len(held) == self.layers else sum(i in held for i in component.layers)
 
     def stage(self, stage: int, stages: int) -> range:
         """The layers of pipeline stage ``stage`` (from 0)."""
@@ -172,7 +186,7 @@ def from_config(config: dict[str, Any]) -> Architecture:
         name=name, layers=layers, hidden=hidden, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
         intermediate=size.intermediate, vocab=size.vocab, max_model_len=limit, default_model_len=default_len,
         max_len_key=read.key("max_position_embeddings"), tied=size.tied, gated=family.gated,
-        dtype=_dtype(config), rotary_shapes=rotary, rotary_float32=family.rotary_float32, mla=mla,
+        dtype=model_dtype(config), rotary_shapes=rotary, rotary_float32=family.rotary_float32, mla=mla,
         mixture=size.mixture, kv_layers=kv_layers(name, family, read, layers, kv_heads, head_dim, mla),
         components=tuple(components(family, read, size)),
     )  # fmt: skip
@@ -273,7 +287,8 @@ def _layer_list(read: Reader, key: str | None) -> list[int]:
     return value
 
 
-def _dtype(config: dict[str, Any]) -> str:
+def model_dtype(config: dict[str, Any]) -> str:
+    """The number type that a config states. Raises UsageError for one that is not known."""
     value = config.get("dtype", config.get("torch_dtype"))
     if value is None:
         return "float32"  # as transformers and vLLM read a config that doesn't say

@@ -11,7 +11,7 @@ import click
 from harness import catalog
 from harness.architecture import SLIDING, Architecture
 from harness.errors import UsageError
-from harness.predict.inventory import Inventory, Part, inventory, kv_kinds
+from harness.predict.inventory import Inventory, Part, inventory
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -62,8 +62,8 @@ def _read(path: Path) -> dict[str, Any]:
 def kv_words(architecture: Architecture) -> str:
     """The layers of the cache in words: ``12 sliding 128 + 12 full``."""
     return " + ".join(
-        f"{count} {layer.kind}" + (f" {layer.window}" if layer.kind == SLIDING else "")
-        for layer, count in kv_kinds(architecture).items()
+        f"{len(members)} {layer.kind}" + (f" {layer.window}" if layer.kind == SLIDING else "")
+        for layer, members in architecture.kv_kinds.items()
     )
 
 

@@ -136,6 +136,8 @@ def _by_hand(settings: Settings, block_bytes: int) -> Estimate | None:
 def _distinct_stages(architecture: Architecture, settings: Settings) -> list[int]:
     """One stage of each kind: those between the first and the last differ in their layers only."""
     stages = settings.pipeline_parallel_size
+    if stages == 1:
+        return [0]
     seen: dict[tuple[object, ...], int] = {}
     for stage in range(stages):
         layers = architecture.stage(stage, stages)

@@ -144,7 +144,8 @@ def judge_load(
         tables = kv_cache.groups(architecture, settings)
         kinds = " and ".join(sorted({g.kind for g in tables}))
         reason = (
-            f"not judged: the simulated scheduler has one table of full attention, this model {len(tables)} ({kinds})"
+            f"not judged: this model has {len(tables)} KV table{'s'[: len(tables) - 1]} ({kinds} attention), the "
+            "simulated scheduler one of full attention"
         )
         return Rung(RungName.HOLDS, None, limited_by=KV_CACHE, reason=reason), LoadFigures()
     limits = Limits(

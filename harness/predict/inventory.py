@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from harness.architecture import Architecture, KvLayer, from_config
+from harness.architecture import Architecture, from_config
 from harness.catalog import WeightFormat
 from harness.predict.settings import DTYPE_BYTES, config_format
 from harness.predict.weights import stored
@@ -54,15 +53,10 @@ class Inventory:
             "components": [{"name": p.name, "parameters": p.parameters, "bytes": p.bytes} for p in self.parts],
             "kv": {
                 "kinds": list(dict.fromkeys(k.kind for k in a.kv_layers)),
-                "layers": [{"kind": k.kind, "window": k.window, "layers": n} for k, n in kv_kinds(a).items()],
+                "layers": [{"kind": k.kind, "window": k.window, "layers": len(n)} for k, n in a.kv_kinds.items()],
                 "bytes_per_token": self.kv_bytes_per_token,
             },
         }
-
-
-def kv_kinds(architecture: Architecture) -> dict[KvLayer, int]:
-    """Each kind of layer and how many there are."""
-    return dict(Counter(architecture.kv_layers))
 
 
 def inventory(config: dict[str, Any]) -> Inventory:

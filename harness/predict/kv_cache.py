@@ -10,10 +10,10 @@ tests/test_vllm_planner.py holds these functions against vLLM's own planner.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
-from functools import lru_cache
 
-from harness.architecture import FULL, MLA, SLIDING, Architecture, KvLayer
+from harness.architecture import FULL, MLA, SLIDING, Architecture
 from harness.ledger import KvPool
 from harness.predict.settings import Settings
 
@@ -26,8 +26,7 @@ class Group:
     window: int | None
     block_size: int
     layers: tuple[int, ...]
-    page_bytes: int  # of one layer, padded where that is needed; the largest where they differ
-    all_bytes: int  # of all its layers
+    page_bytes: int  # of one layer, padded where that is needed
 
     def blocks_for(self, tokens: int, in_flight: int) -> int:
         """Blocks that a request of ``tokens`` may hold at once in this group."""
@@ -38,30 +37,19 @@ class Group:
 
 def groups(architecture: Architecture, settings: Settings) -> tuple[Group, ...]:
     """The groups of the whole model, in the order of their first layers."""
-    return _groups(
-        architecture.kv_layers, settings.block_size, settings.tensor_parallel_size, settings.kv_dtype_bytes
-    )
-
-
-@lru_cache(maxsize=256)
-def _groups(layers: tuple[KvLayer, ...], block_size: int, tp: int, dtype_bytes: int) -> tuple[Group, ...]:
-    kinds: dict[tuple[str, int | None], list[int]] = {}
-    for i, layer in enumerate(layers):
-        kinds.setdefault((layer.kind, layer.window), []).append(i)
-    pages = [layer.bytes_per_token(tp, dtype_bytes) * block_size for layer in layers]
-    if len(kinds) == 1:
-        ((kind, window),) = kinds
-        return (Group(kind, window, block_size, tuple(range(len(layers))), max(pages), sum(pages)),)
-    page, size = max(pages), _group_size([len(members) for members in kinds.values()])
+    kinds, block_size = architecture.kv_kinds, settings.block_size
+    pages = {
+        layer: layer.bytes_per_token(settings.tensor_parallel_size, settings.kv_dtype_bytes) * block_size
+        for layer in kinds
+    }
+    page, size = max(pages.values()), _group_size([len(members) for members in kinds.values()])
     found = []
-    for (kind, window), members in kinds.items():
+    for layer, members in kinds.items():
         # A smaller page holds more tokens, where that comes out even; else it is padded.
-        own = pages[members[0]]
+        own = pages[layer]
         tokens = block_size * (page // own) if page % own == 0 else block_size
         count = -(-len(members) // size)
-        for i in range(count):
-            part = tuple(members[i::count])
-            found.append(Group(kind, window, tokens, part, page, page * len(part)))
+        found += [Group(layer.kind, layer.window, tokens, members[i::count], page) for i in range(count)]
     return tuple(found)
 
 
@@ -81,19 +69,21 @@ def is_one_table(architecture: Architecture, settings: Settings) -> bool:
 
 def bytes_per_token(architecture: Architecture, settings: Settings, stage: int = 0) -> int:
     """Bytes that a token writes on one rank of ``stage``, all of its layers together."""
+    held = architecture.stage(stage, settings.pipeline_parallel_size)
     return sum(
-        architecture.kv_layers[i].bytes_per_token(settings.tensor_parallel_size, settings.kv_dtype_bytes)
-        for i in architecture.stage(stage, settings.pipeline_parallel_size)
+        layer.bytes_per_token(settings.tensor_parallel_size, settings.kv_dtype_bytes) * _count(members, held)
+        for layer, members in architecture.kv_kinds.items()
     )
+
+
+def _count(members: tuple[int, ...], held: range) -> int:
+    return bisect_left(members, held.stop) - bisect_left(members, held.start)
 
 
 def bytes_per_block(architecture: Architecture, settings: Settings, stage: int = 0) -> int:
     """Bytes of one block of the pool on one rank of ``stage``: the largest group's pages."""
     held = architecture.stage(stage, settings.pipeline_parallel_size)
-    found = groups(architecture, settings)
-    if len(found) == 1:
-        return bytes_per_token(architecture, settings, stage) * settings.block_size
-    return max(g.page_bytes * sum(i in held for i in g.layers) for g in found)
+    return max(g.page_bytes * _count(g.layers, held) for g in groups(architecture, settings))
 
 
 def request_blocks(architecture: Architecture, settings: Settings, tokens: int) -> int:
@@ -103,10 +93,10 @@ def request_blocks(architecture: Architecture, settings: Settings, tokens: int) 
 
 def longest_that_fits(architecture: Architecture, settings: Settings, available: int, block_bytes: int) -> int:
     """The "estimated maximum model length" of vLLM's refusal: 0 where not even one token fits."""
-    low, high = 0, settings.max_model_len
+    found, low, high = groups(architecture, settings), 0, settings.max_model_len
     while low < high:
         middle = (low + high + 1) // 2
-        if request_blocks(architecture, settings, middle) * block_bytes <= available:
+        if sum(g.blocks_for(middle, settings.in_flight_tokens) for g in found) * block_bytes <= available:
             low = middle
         else:
             high = middle - 1

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness import catalog
-from harness.architecture import Architecture, from_config
+from harness.architecture import Architecture, from_config, model_dtype
 from harness.catalog import EngineDefaults, Gpu, WeightFormat
 from harness.errors import UsageError
 from harness.scenario import Scenario
@@ -51,10 +51,13 @@ class Settings:
     defaults: EngineDefaults
 
 
-def settings(scenario: Scenario) -> Settings:
-    """The scenario's engine with every default filled in. Raises UsageError where vLLM would refuse."""
+def settings(scenario: Scenario, architecture: Architecture | None = None) -> Settings:
+    """The scenario's engine with every default filled in. Raises UsageError where vLLM would refuse.
+
+    ``architecture``: that of the scenario's config, where it has been read already.
+    """
     engine, gpu, config = scenario.engine, device_gpu(scenario), scenario.config()
-    architecture = from_config(config)
+    architecture = architecture or from_config(config)
     tp, pp = scenario.tensor_parallel_size, engine.pipeline_parallel_size
     architecture.check_split(tp, pp)
     defaults = _defaults(scenario, gpu)
@@ -202,7 +205,7 @@ def config_format(config: dict[str, Any]) -> WeightFormat:
     quantization = config.get("quantization_config")
     if quantization is None:
         plain = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-        return catalog.weight_format(plain[from_config(config).dtype])
+        return catalog.weight_format(plain[model_dtype(config)])
     if not isinstance(quantization, dict):
         raise UsageError(
             f"config: quantization_config: expected a mapping, got {type(quantization).__name__}"
