@@ -287,7 +287,8 @@ The KV pool.
 
 ## Verdicts
 
-The highest rung from the configuration alone: {right} of {judged} right. The rows that failed:
+The highest rung from the configuration alone: {right} of {judged} right. What the sampler's warm-up takes beside mxfp4
+experts was fitted on 51 and 52, so their verdicts and that of 53 are those of a fit. The rows that failed:
 
 {_failures(runs)}
 

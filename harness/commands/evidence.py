@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import click
 
-from harness import evidence as proof
 from harness.units import GIB
+
+if TYPE_CHECKING:
+    from harness.evidence import Compared
 
 
 @click.command()
@@ -21,6 +24,8 @@ def evidence(as_json: bool, markdown: bool) -> None:
       bench evidence
       bench evidence --json
     """
+    from harness import evidence as proof
+
     runs = proof.compared()
     if as_json:
         click.echo(json.dumps({"schema": 1, **proof.as_dict(runs)}, indent=1))
@@ -30,10 +35,12 @@ def evidence(as_json: bool, markdown: bool) -> None:
         _show(runs)
 
 
-def _show(runs: list[proof.Compared]) -> None:
+def _show(runs: list[Compared]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+
+    from harness import evidence as proof
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, title="GiB; per cent of what was measured")
     table.add_column("term")

@@ -11,10 +11,11 @@ import click
 from harness import catalog
 from harness.architecture import SLIDING, Architecture
 from harness.errors import UsageError
-from harness.predict.inventory import Inventory, Part, inventory
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from harness.predict.inventory import Inventory, Part
 
 LARGEST_CONFIG = 64 * 2**20
 
@@ -32,6 +33,8 @@ def models(name: str | None, config: Path | None, as_json: bool) -> None:
       bench models gpt-oss-20b
       bench models --config ./my-model/config.json --json
     """
+    from harness.predict.inventory import inventory
+
     if name is not None and config is not None:
         raise UsageError("bench models: give NAME or --config, not both")
     if name is None and config is None:
@@ -71,6 +74,8 @@ def kv_words(architecture: Architecture) -> str:
 
 
 def _list(as_json: bool) -> None:
+    from harness.predict.inventory import inventory
+
     rows = [(name, inventory(catalog.model_config(name))) for name in catalog.model_names()]
     if as_json:
         click.echo(json.dumps({"schema": 1, "models": [_row(n, i) for n, i in rows]}, indent=1))
