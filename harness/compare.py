@@ -132,20 +132,14 @@ def _figures(predicted: Account, here: Account, measured: Account | None) -> lis
         row(name, getattr(predicted.kv, name), getattr(here.kv, name), getattr(measured.kv, name) if measured else None)
         for name in ("block_size", "num_blocks", "max_concurrency")
     ]
-    rows.append(
-        row("usable_tokens", _usable(predicted), _usable(here), _usable(measured) if measured else None)
-    )
+    pools = (predicted.kv.usable_tokens, here.kv.usable_tokens, measured.kv.usable_tokens if measured else None)
+    rows.append(row("usable_tokens", *pools))
     rows += [
         row(f.name, getattr(predicted.load, f.name), getattr(here.load, f.name),
             getattr(measured.load, f.name) if measured else None)
         for f in fields(LoadFigures)
     ]  # fmt: skip
     return rows
-
-
-def _usable(account: Account) -> int | None:
-    blocks, size = account.kv.usable_blocks, account.kv.block_size
-    return None if blocks is None or size is None else blocks * size
 
 
 # -- the expectation -----------------------------------------------------------------------------------

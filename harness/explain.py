@@ -31,6 +31,8 @@ def explain(scenario: Scenario, predicted: Account, comparison: Comparison) -> l
     words = [_idle_sentence(scenario, predicted)]
     if scenario.load is None:
         return [*words, "The scenario states no load, so nobody asked whether it holds one."]
+    if predicted.load.steps is None and comparison.mode == "analytic":
+        return words  # HOLDS was not judged, and its rung says why
     words += [_need_sentence(scenario.load, predicted), _outcome_sentence(comparison)]
     if verdicts[RungName.HOLDS] is False and _limit(comparison) == "kv_cache":
         words.append(
@@ -92,8 +94,8 @@ def _idle_sentence(scenario: Scenario, predicted: Account) -> str:
     weights = human(predicted.ledger.bytes_of(Term.WEIGHTS))
     by_hand = scenario.engine.num_gpu_blocks_override or scenario.engine.kv_cache_memory_bytes
     room = "was given" if by_hand else "has room for"
-    tokens = "" if kv.usable_blocks is None else f", {kv.usable_blocks * (kv.block_size or 0):,} tokens"
-    each = f" ({human(kv.bytes_per_token)} for each token)" if kv.bytes_per_token else ""
+    tokens = "" if kv.usable_tokens is None else f", {kv.usable_tokens:,} tokens"
+    each = f" ({human(kv.bytes_per_token)} for each token)" if kv.bytes_per_token and kv.one_table else ""
     pool_of = f"a KV pool of {human(pool)}{tokens}{each}"
     return f"Idle it fits: beside {weights} of weights {_device(scenario)} {room} {pool_of}."
 

@@ -111,6 +111,25 @@ class KvPool:
     max_concurrency: float | None = None
 
     @property
+    def usable_tokens(self) -> int | None:
+        """Tokens that requests can hold; where layers keep different spans, what vLLM prints."""
+        if self.one_table:
+            blocks, size = self.usable_blocks, self.block_size
+            return None if blocks is None or size is None else blocks * size
+        return self.tokens
+
+    @property
+    def one_table(self) -> bool:
+        """Whether a block holds ``block_size`` tokens of every layer; False where layers keep different spans.
+
+        Of several groups a block is one group's page: at most 0.6 of what a token takes in all. A measured pool's
+        figures are rounded, so they needn't be equal.
+        """
+        if self.bytes_per_block is None or self.bytes_per_token is None or self.block_size is None:
+            return True
+        return self.bytes_per_block > 0.8 * self.bytes_per_token * self.block_size
+
+    @property
     def usable_blocks(self) -> int | None:
         """Blocks that requests can hold: all but the null block."""
         return None if self.num_blocks is None else max(self.num_blocks - 1, 0)

@@ -69,6 +69,9 @@ def obstacle(mode: Mode, scenario: Scenario, prediction: Account) -> str | None:
     admits = prediction.rung("ADMITS")
     if mode is Mode.REHEARSAL and (admits is None or not admits.holds):
         return "no KV pool is granted, so there is nothing to rehearse: the prediction is the result"
+    holds = prediction.rung("HOLDS")
+    if mode is Mode.REHEARSAL and holds is not None and holds.holds is None:
+        return f"HOLDS is {holds.reason}, and so has the stand-in model"
     try:
         vllm.require_cpu_build()
     except MachineError as error:

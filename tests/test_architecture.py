@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from harness import catalog
 from harness.architecture import FAMILIES, Architecture, from_config, padded_vocab, stage_layers
 from harness.errors import UsageError
+from tools.catalogue import meta_parameters as counted_by_transformers
 
 # Parameter counts as the hub's model pages state them (safetensors metadata) or the papers.
 PUBLISHED = {
@@ -27,25 +29,38 @@ PUBLISHED = {
     "google/gemma-2b": 2_506_172_416,
     "HuggingFaceTB/SmolLM2-135M-Instruct": 134_515_008,
     "facebook/opt-125m": 125_239_296,
+    "mistralai/Mixtral-8x7B-v0.1": 46_702_792_704,
+    "mistralai/Mixtral-8x22B-v0.1": 140_620_634_112,
+    "Qwen/Qwen3-30B-A3B": 30_532_122_624,
+    "Qwen/Qwen3-235B-A22B": 235_093_634_560,
+    "Qwen/Qwen1.5-MoE-A2.7B-Chat": 14_315_784_192,
+    "openai/gpt-oss-20b": 20_914_757_184,
+    "openai/gpt-oss-120b": 116_829_156_672,
+    "deepseek-ai/DeepSeek-V2-Lite-Chat": 15_706_484_224,
+    "microsoft/Phi-3.5-MoE-instruct": 41_873_153_344,
+    "allenai/OLMoE-1B-7B-0924": 6_919_161_856,
+    "google/gemma-2-9b": 9_241_705_984,
+    "google/gemma-2-27b": 27_227_128_320,
+    "google/gemma-3-1b-it": 999_885_952,
+    "microsoft/phi-4": 14_659_507_200,
+    "mistralai/Mistral-Small-24B-Instruct-2501": 23_572_403_200,
+    "HuggingFaceTB/SmolLM3-3B": 3_075_098_624,
+    "EleutherAI/pythia-6.9b": 6_857_302_016,
+    "openai-community/gpt2": 124_439_808,
 }
 
 
 def meta_parameters(config: dict[str, Any]) -> int:
     """Parameters of transformers' own model, built without memory."""
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    plain = {k: v for k, v in config.items() if k not in ("architectures", "model_type", "torch_dtype")}
-    hf = transformers.AutoConfig.for_model(config["model_type"], **plain)
-    with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(hf)
-    model.tie_weights()
-    return sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    return counted_by_transformers(config)
 
 
 @pytest.mark.parametrize("name", catalog.model_names())
 def test_counts_equal_those_of_transformers(name: str):
     config = catalog.model_config(name)
-    assert from_config(config).parameters == meta_parameters(config)
+    assert from_config(config).parameters == catalog.model_facts(name)["parameters"] == meta_parameters(config)
 
 
 SMALL = {
@@ -147,9 +162,14 @@ def test_a_split_that_vllm_refuses_is_refused_in_its_words():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"architectures": ["MixtralForCausalLM"]},
-         "'MixtralForCausalLM' is not supported yet; did you mean 'MistralForCausalLM'?"),
-        ({"architectures": ["DeepseekV3ForCausalLM"]}, "come in a later version"),
+        ({"architectures": ["MixtralForCausal"]},
+         "'MixtralForCausal' is not supported yet; did you mean 'MixtralForCausalLM'?"),
+        ({"architectures": ["MixtralForCausalLM"]}, "num_local_experts: missing"),
+        ({"architectures": ["MixtralForCausalLM"], "num_local_experts": 4, "num_experts_per_tok": 5},
+         "num_experts_per_tok: 5 of 4 experts can't be chosen"),
+        ({"architectures": ["DeepseekV3ForCausalLM"]}, "kv_lora_rank: missing"),
+        ({"architectures": ["NemotronHForCausalLM"]}, "state-space and multimodal models come in a later version"),
+        ({"intermediate_size": ...}, "intermediate_size: missing"),
         ({"architectures": ...}, "architectures: missing"),
         ({"architectures": "LlamaForCausalLM"}, "architectures: expected a list"),
         ({"hidden_size": ...}, "hidden_size: missing"),
@@ -164,7 +184,10 @@ def test_a_split_that_vllm_refuses_is_refused_in_its_words():
         ({"rope_scaling": {"rope_type": "wavy"}}, "rope_scaling: 'wavy' is not supported"),
         ({"rope_scaling": [1]}, "rope_scaling: expected a mapping"),
         ({"num_local_experts": 8}, "num_local_experts"),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types: expected a list of 32 names"),
+        ({"layer_types": ["linear_attention"] * 32}, "layer_types: 'linear_attention' is not supported yet"),
+        ({"layer_types": ["sliding_attention"] * 32}, "sliding_window: missing"),
+        ({"kv_lora_rank": 512}, "kv_lora_rank: LlamaForCausalLM with kv_lora_rank is not supported yet"),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings: expected true or false"),
     ],
 )  # fmt: skip
@@ -176,10 +199,84 @@ def test_a_bad_config_is_one_line_that_names_the_key(changes: dict[str, Any], sa
 
 
 def test_sliding_window_counts_only_where_it_is_used():
-    assert from_config(catalog.model_config("mistralai/Mistral-7B-v0.1")).sliding_window == 4096
+    assert windows(catalog.model_config("mistralai/Mistral-7B-v0.1")) == {4096: 32}
     qwen = catalog.model_config("qwen2.5-7b")
-    assert from_config({**qwen, "sliding_window": 4096}).sliding_window is None
-    assert from_config({**qwen, "sliding_window": 4096, "use_sliding_window": True}).sliding_window == 4096
+    assert windows({**qwen, "sliding_window": 4096}) == {None: 28}
+    assert windows({**qwen, "sliding_window": 4096, "use_sliding_window": True}) == {4096: 28}
+    with pytest.raises(UsageError, match="max_window_layers: vLLM refuses"):
+        windows({**qwen, "sliding_window": 4096, "use_sliding_window": True, "max_window_layers": 2})
+
+
+def windows(config: dict[str, Any]) -> dict[int | None, int]:
+    """Window -> number of layers."""
+    return dict(Counter(layer.window for layer in from_config(config).kv_layers))
+
+
+MIXTURE = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+LATENT = {
+    "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16, "n_routed_experts": 8,
+    "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_shared_experts": 2, "n_group": 1, "topk_group": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "extra"),
+    [
+        ("MixtralForCausalLM", "mixtral", {"num_local_experts": 8, "num_experts_per_tok": 2}),
+        ("Qwen3MoeForCausalLM", "qwen3_moe", {**MIXTURE, "head_dim": 32}),
+        ("Qwen3MoeForCausalLM", "qwen3_moe", {**MIXTURE, "mlp_only_layers": [1]}),
+        ("Qwen3MoeForCausalLM", "qwen3_moe", {**MIXTURE, "decoder_sparse_step": 2}),
+        ("Qwen2MoeForCausalLM", "qwen2_moe", {**MIXTURE, "shared_expert_intermediate_size": 48}),
+        ("OlmoeForCausalLM", "olmoe", MIXTURE),
+        ("GraniteMoeForCausalLM", "granitemoe", {"num_local_experts": 8, "num_experts_per_tok": 2}),
+        ("PhimoeForCausalLM", "phimoe",
+         {"num_local_experts": 8, "num_experts_per_tok": 2, "attention_bias": True, "lm_head_bias": True}),
+        ("GptOssForCausalLM", "gpt_oss",
+         {"num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": 64, "head_dim": 16}),
+        ("Glm4MoeForCausalLM", "glm4_moe",
+         {**LATENT, "kv_lora_rank": ..., "n_shared_experts": 1, "use_qk_norm": True, "attention_bias": True,
+          "head_dim": 16, "first_k_dense_replace": 1}),
+        ("MiniMaxM2ForCausalLM", "minimax_m2", {"num_local_experts": 8, "num_experts_per_tok": 2, "head_dim": 32}),
+        ("DeepseekV2ForCausalLM", "deepseek_v2", {**LATENT, "q_lora_rank": None, "first_k_dense_replace": 1}),
+        ("DeepseekV3ForCausalLM", "deepseek_v3", {**LATENT, "q_lora_rank": 24, "first_k_dense_replace": 2}),
+        ("Gemma2ForCausalLM", "gemma2", {"head_dim": 32, "sliding_window": 64}),
+        ("Gemma3ForCausalLM", "gemma3_text", {"head_dim": 32, "sliding_window": 64}),
+        ("Cohere2ForCausalLM", "cohere2", {"sliding_window": 64}),
+        ("CohereForCausalLM", "cohere", {}),
+        ("Exaone4ForCausalLM", "exaone4", {"sliding_window": 64, "sliding_window_pattern": 4}),
+        ("Olmo2ForCausalLM", "olmo2", {}),
+        ("Olmo3ForCausalLM", "olmo3", {"sliding_window": 64}),
+        ("SmolLM3ForCausalLM", "smollm3", {"pad_token_id": 0}),
+        ("SeedOssForCausalLM", "seed_oss", {"head_dim": 32, "attention_out_bias": False}),
+        ("GlmForCausalLM", "glm", {"head_dim": 32, "attention_bias": True, "pad_token_id": 0}),
+        ("Glm4ForCausalLM", "glm4", {"head_dim": 32, "attention_bias": True, "pad_token_id": 0}),
+        ("NemotronForCausalLM", "nemotron", {}),
+        ("Ernie4_5ForCausalLM", "ernie4_5", {"use_bias": True, "head_dim": 16}),
+        ("GPT2LMHeadModel", "gpt2", {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 512}),
+    ],
+)  # fmt: skip
+def test_mixtures_latent_attention_and_hybrids_count_as_in_transformers(
+    name: str, kind: str, extra: dict[str, Any]
+):
+    small = {k: v for k, v in {**SMALL, "pad_token_id": 0, **extra}.items() if v is not ...}
+    tied = FAMILIES[name].tied
+    config = {"architectures": [name], "model_type": kind, "tie_word_embeddings": tied, **small}
+    assert from_config(config).parameters == meta_parameters(config)
+
+
+def test_experts_are_split_by_width_and_the_latent_row_is_copied():
+    config = {
+        **SMALL, **LATENT, "q_lora_rank": 24, "first_k_dense_replace": 1, "architectures": ["DeepseekV3ForCausalLM"]
+    }  # fmt: skip
+    a = from_config(config)
+    whole, half = rank_elements(a, 1), rank_elements(a, 2)
+    for name in ("experts.w13", "experts.w2", "q_b_proj.weight", "kv_b_proj.weight", "shared_experts.down_proj.weight"):
+        assert half[name] * 2 == whole[name], name
+    for name in ("qkv_a_proj.weight", "router.weight", "e_score_correction_bias"):
+        assert half[name] == whole[name], name
+    assert a.kv_layers[0].bytes_per_token(1, 2) == a.kv_layers[0].bytes_per_token(4, 2) == (32 + 8) * 2
+    assert [a.copies(c) for c in a.components if c.name in ("experts.w2", "down_proj.weight")] == [1, 2]
+    assert a.active_parameters == a.parameters - 2 * 6 * 3 * 64 * 32
 
 
 JSON = st.recursive(

@@ -81,9 +81,17 @@ def test_gpu_figures_are_of_the_right_size():
 def test_every_model_has_a_source_and_its_config_is_a_fresh_copy():
     for name in catalog.model_names():
         assert catalog.knows_model(name.upper())
-        assert catalog.model_source(name) == f"https://huggingface.co/{name}/blob/main/config.json"
+        facts = catalog.model_facts(name)
+        assert facts["source"] == f"https://huggingface.co/{name}/blob/main/config.json"
+        assert facts["recorded"] >= "2026-11-24" and facts["parameters"] > 10**8
     catalog.model_config("llama-3.1-8b")["hidden_size"] = 1
     assert catalog.model_config("meta-llama/Llama-3.1-8B")["hidden_size"] == 4096
+
+
+def test_the_catalogue_is_wide():
+    assert len(catalog.model_names()) >= 100
+    kinds = {catalog.model_config(n)["architectures"][0] for n in catalog.model_names()}
+    assert len(kinds) >= 30
 
 
 def test_an_unknown_model_is_an_error_with_a_near_name():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import bench
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -19,7 +20,7 @@ from harness.ledger import STATED, Account, Phase, RungName, Term
 from harness.predict import predict, settings
 from harness.predict.activations import sampler_state
 from harness.predict.weights import allocated
-from harness.scenario import Scenario, parse_scenario
+from harness.scenario import Scenario, load_scenario, parse_scenario
 from harness.units import GIB, MIB
 
 LOAD = "load: {shape: closed, users: 32, requests: 64, prompt_tokens: 7168, output_tokens: 1024, seed: 1}"
@@ -222,8 +223,6 @@ def test_the_configs_own_quantization_is_read_or_refused(given_config: Any, name
 @pytest.mark.parametrize(
     ("build", "said"),
     [
-        (lambda: scenario("mistralai/Mistral-7B-v0.1"),
-         "sliding_window: 4096 is less than max_model_len 8192"),
         (lambda: scenario("llama-2-7b", load=""),
          "is greater than the derived max_model_len (max_position_embeddings=4096"),
         (lambda: scenario("llama-3.1-8b", gpu="name: t4", engine="dtype: bfloat16"),
@@ -242,10 +241,36 @@ def test_what_vllm_would_refuse_is_one_usage_error(build: Any, said: str):
     assert said in str(caught.value)
 
 
-def test_the_sliding_window_is_no_matter_where_it_is_never_reached():
-    assert predict(scenario("mistralai/Mistral-7B-v0.1", engine="", load="").model_copy(
-        update={"engine": scenario().engine.model_copy(update={"max_model_len": 4096})}
-    )).rungs[0].holds  # fmt: skip
+def test_a_window_shrinks_what_a_request_takes_and_leaves_holds_open():
+    sliding = predict(scenario("mistralai/Mistral-7B-v0.1", engine="max_num_batched_tokens: 2048"))
+    full = predict(scenario("mistralai/Mistral-7B-Instruct-v0.3", engine="max_num_batched_tokens: 2048"))
+    # A window of 4,096 and two batches of 2,048 in flight: 8,191 tokens, 512 blocks, and one.
+    assert sliding.kv.num_blocks / sliding.kv.max_concurrency == 513
+    assert full.kv.num_blocks / full.kv.max_concurrency == 512
+    assert full.rung("HOLDS").holds is not None
+    holds = sliding.rung("HOLDS")
+    assert holds.holds is None and "this model has 1 KV table (sliding attention)" in holds.reason
+    assert sliding.load.peak_blocks_needed is None
+
+
+def test_a_hybrid_is_reported_without_a_load_that_nobody_simulated(tmp_path: Any):
+    path = tmp_path / "x.yaml"
+    path.write_text(f"""
+name: x
+model: gpt-oss-20b
+gpu: {{name: h100-sxm-80gb}}
+engine: {{max_model_len: 8192}}
+{LOAD}
+""")
+    done = bench("run", str(path), "--analytic-only", "--out", str(tmp_path / "out"))
+    assert done.code == 0, done.err
+    assert "Over the load" not in done.out and "want" not in done.out
+    words = " ".join(done.out.split())
+    assert "HOLDS does the load hold? – – – KV cache" in words
+    assert "HOLDS is not judged: this model has 2 KV tables (full and sliding attention)" in words
+    kv = predict(load_scenario(path)).kv
+    assert not kv.one_table and kv.usable_tokens == kv.tokens == int(kv.max_concurrency * 8192)
+    assert f" GiB, {kv.tokens:,} tokens." in words
 
 
 # -- properties ------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ A_MODEL = "a catalogue name (`bench models`), a folder with config.json, or the 
 A_LENGTH = "a whole number of tokens, or a distribution such as {distribution: uniform, low: 1, high: 512}"
 KEYS = "device, engine, expect, gpu, load, model, name, question, weights"
 FORMATS = (
-    "(known: auto, fp32, fp16, bf16, fp8, int8, int4, awq-int4, gptq-int4; "
+    "(known: auto, fp32, fp16, bf16, fp8, fp8-block, mxfp4, int8, int4, awq-int4, gptq-int4; "
     "a 4-bit format may end in its group size, such as awq-int4-g128)"
 )
 LIMITS = "(known: kv_cache, weights, runtime_at_init, non_torch_increase, activation_peak, cuda_graphs, memory, engine)"

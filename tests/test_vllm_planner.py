@@ -1,10 +1,14 @@
-"""The KV pool against vLLM's own planner (0.32, on a CPU, without weights): equal counts, equal refusals."""
+"""The KV pool against vLLM's own planner (0.32, on a CPU, without weights): equal counts, equal refusals.
+
+The specs of each layer come from vLLM's own model classes on the meta device, and from the config by our own table.
+"""
 
 from __future__ import annotations
 
 import itertools
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +29,11 @@ POOLS = (1, 3 * MIB, 700 * MIB, GIB + 12345, 20 * GIB)
 
 @pytest.fixture(scope="module")
 def planner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """plan(specs by worker, bytes by worker, max_model_len, override) -> (blocks, tokens, concurrency)."""
+    """plan(specs by worker, bytes by worker, max_model_len, override, in flight) -> (blocks, tokens, concurrency)."""
     pytest.importorskip("torch")
     pytest.importorskip("vllm")
     try:
+        from vllm.config import VllmConfig
         from vllm.engine.arg_utils import EngineArgs
         from vllm.v1.core.kv_cache_utils import get_kv_cache_capacity, get_kv_cache_configs
         from vllm.v1.core.single_type_kv_cache_manager import register_all_kvcache_specs
@@ -45,16 +50,23 @@ def planner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     ).create_engine_config()
     register_all_kvcache_specs(config)
     config.cache_config.kv_cache_layout = "LBNHC"
+    in_flight = 8192
 
     def plan(
-        specs: list[dict[str, Any]], available: list[int], max_model_len: int, override: int | None = None
-    ) -> Any:
+        specs: list[dict[str, Any]], available: list[int], max_model_len: int, override: int | None = None,
+        tokens_in_flight: int = 8192,
+    ) -> Any:  # fmt: skip
+        nonlocal in_flight
+        in_flight = tokens_in_flight
         config.model_config.max_model_len = max_model_len
         config.cache_config.num_gpu_blocks_override = override
         planned = get_kv_cache_configs(config, specs, available)
         return planned[0].num_blocks, *get_kv_cache_capacity(config, planned[0])
 
-    yield plan
+    with pytest.MonkeyPatch.context() as patched:
+        # What a GPU's engine would have in flight, and not this computer's.
+        patched.setattr(VllmConfig, "max_in_flight_tokens", property(lambda _: in_flight))
+        yield plan
 
 
 def resolved(
@@ -98,14 +110,14 @@ def ours(architecture: Any, chosen: Any, available: int) -> Any:
     block = kv_cache.bytes_per_block(architecture, chosen)
     if chosen.num_gpu_blocks_override is not None:
         available = chosen.num_gpu_blocks_override * block
-    needed = kv_cache.blocks_for(chosen.max_model_len, chosen.block_size) * block
+    needed = kv_cache.request_blocks(architecture, chosen, chosen.max_model_len) * block
     check = available - block
     if check <= 0:
         return no_memory()
     if needed > check:
-        longest = kv_cache.longest_that_fits(check, block, chosen.block_size, chosen.max_model_len)
+        longest = kv_cache.longest_that_fits(architecture, chosen, check, block)
         return not_enough(chosen.max_model_len, needed, check, longest)
-    pool = kv_cache.pool(available // block, block // chosen.block_size, chosen)
+    pool = kv_cache.pool(architecture, chosen, available // block)
     return pool.num_blocks, pool.tokens, pool.max_concurrency
 
 
@@ -132,6 +144,93 @@ def test_counts_and_refusals_equal_vllm(planner: Any, model: str, kv_dtype: str)
             assert ours(architecture, chosen, available) == expected
             answers.append(type(expected))
     assert {str, tuple} <= set(answers)  # both kinds were seen
+
+
+# -- the specs of vLLM's own model classes ---------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def specs_by_vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """specs(config, block_size, kv_dtype) -> the KV spec of each layer, asked of vLLM's model on the meta device."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("vllm")
+    from vllm.config import set_current_vllm_config
+    from vllm.distributed import parallel_state
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.model_executor.model_loader.utils import initialize_model
+
+    def configured(config: dict[str, Any], kv_dtype: str) -> Any:
+        folder = tmp_path_factory.mktemp("config")
+        (folder / "config.json").write_text(json.dumps(config))
+        # On a CPU the block must be a multiple of 32: that of the GPU is put in by `at_block_size`.
+        return EngineArgs(
+            model=str(folder), skip_tokenizer_init=True, load_format="dummy", enforce_eager=True, max_model_len=1024,
+            kv_cache_dtype=kv_dtype, block_size=32,
+        ).create_engine_config()  # fmt: skip
+
+    def specs(config: dict[str, Any], block_size: int, kv_dtype: str, tp: int) -> dict[str, Any]:
+        vllm = configured(config, kv_dtype)
+        with set_current_vllm_config(vllm), torch.device("meta"):
+            torch.set_default_dtype(vllm.model_config.dtype)
+            try:
+                initialize_model(vllm_config=vllm)
+            finally:
+                torch.set_default_dtype(torch.float32)
+        layers = vllm.compilation_config.static_forward_context
+        found = {n: m.get_kv_cache_spec(vllm) for n, m in layers.items() if hasattr(m, "get_kv_cache_spec")}
+        return {n: on_rank(s, block_size, tp) for n, s in found.items() if s is not None}
+
+    def on_rank(spec: Any, block_size: int, tp: int) -> Any:
+        from vllm.v1.kv_cache_interface import MLAAttentionSpec
+
+        heads = 1 if isinstance(spec, MLAAttentionSpec) else max(1, spec.num_kv_heads // tp)
+        return replace(spec, block_size=block_size, num_kv_heads=heads)
+
+    with set_current_vllm_config(configured(catalog.model_config("qwen3-30b-a3b"), "auto")):
+        started = not parallel_state.model_parallel_is_initialized()
+        if started:
+            store = f"file://{tmp_path_factory.mktemp('store') / 'store'}"
+            parallel_state.init_distributed_environment(1, 0, store, 0, "gloo")
+            parallel_state.initialize_model_parallel(1, 1)
+    yield specs
+    if started:
+        parallel_state.destroy_model_parallel()
+        parallel_state.destroy_distributed_environment()
+
+
+# Of every kind: full, all sliding, mixed with and without padding groups, latent; dense and with experts.
+KINDS = (
+    "llama-3.1-8b", "qwen2.5-7b", "qwen3-8b", "granite-3.1-8b", "gemma-2b", "phi-2", "opt-1.3b", "falcon-7b",
+    "mistralai/Mistral-7B-v0.1", "gemma-2-9b", "gemma-3-1b", "gpt-oss-20b", "command-r7b", "exaone-4.0-32b",
+    "mixtral-8x7b", "qwen3-30b-a3b", "qwen1.5-moe-a2.7b", "olmoe-1b-7b",
+    "deepseek-v2-lite", "deepseek-v3", "kimi-k2",
+)  # fmt: skip
+
+
+def shallow(config: dict[str, Any], architecture: Any) -> dict[str, Any]:
+    """The config without its quantization: a CPU has no kernels for it, and the KV cache doesn't depend on it."""
+    return {k: v for k, v in config.items() if k not in ("quantization_config", "dtype", "torch_dtype")} | {
+        "torch_dtype": architecture.dtype
+    }
+
+
+@pytest.mark.parametrize("model", KINDS)
+def test_every_kind_of_layer_plans_as_in_vllm(planner: Any, specs_by_vllm: Any, model: str):
+    config = catalog.model_config(model)
+    limit = from_config(config).max_model_len
+    seen = []
+    for kv_dtype, tp in (("auto", 1), ("fp8", 1), ("auto", 2)):
+        length = min(8192, limit)
+        if tp > 1 and from_config(config).heads % tp:
+            continue
+        architecture, chosen = resolved(model, 16, kv_dtype, tp, length)
+        own = specs_by_vllm(shallow(config, architecture), 16, kv_dtype, tp)
+        assert len(own) == architecture.layers
+        for available in (1, 3 * MIB, 150 * MIB, 700 * MIB, 20 * GIB):
+            expected = theirs(planner, [own], [available], length, None, chosen.in_flight_tokens)
+            assert ours(architecture, chosen, available) == expected, (kv_dtype, tp, available)
+            seen.append(type(expected))
+    assert {str, tuple} == set(seen)
 
 
 @pytest.mark.parametrize("blocks", [2, 300, 513, 514, 4096])

@@ -50,8 +50,10 @@ class Gpu:
 class WeightFormat:
     """How a quantized linear layer is stored. ``bits`` is None for ``auto`` only.
 
-    ``scale_per``: "group" (``group_size`` weights of one row share a scale), "channel" (one scale for each
-    output channel) or None. ``dtype`` is set for the formats that are a plain number type.
+    ``scale_per``: "group" (``group_size`` weights of one row share a scale), "block" (so many rows and columns),
+    "channel" (one scale for each output channel) or None. ``only``: the kind of part that is stored so, where it is
+    not every linear layer. ``layout_share``: what the kernel's layout adds; ``width_multiple``: of an expert's width.
+    ``dtype`` is set for the formats that are a plain number type.
     """
 
     name: str
@@ -61,6 +63,9 @@ class WeightFormat:
     zero_point_bits: int = 0
     scale_per: str | None = None
     group_size: int | None = None
+    only: str | None = None
+    layout_share: float = 0.0
+    width_multiple: int = 1
     source: str = ""
     note: str = ""
 
@@ -82,6 +87,7 @@ class EngineDefaults:
     graphs_in_budget: bool
     one_line_kv_log: bool
     tokens_by_concurrency: bool
+    counts_async_batches: bool  # whether a window is charged for every batch in flight, or for one
 
 
 @cache
@@ -150,12 +156,13 @@ def model_config(name: str) -> dict[str, Any]:
     return dict(_data("models.json")["models"][key]["config"])
 
 
-def model_source(name: str) -> str:
-    """The address of the config that :func:`model_config` repeats. Raises UsageError."""
+def model_facts(name: str) -> dict[str, Any]:
+    """What is recorded beside the config: source, date, parameters, aliases. Raises UsageError."""
     key = _model_index().get(name.strip().lower())
     if key is None:
         raise _unknown("model", name, model_names(), "models")
-    return str(_data("models.json")["models"][key]["source"])
+    row = _data("models.json")["models"][key]
+    return {"name": key, **{k: v for k, v in row.items() if k != "config"}}
 
 
 # -- number formats --------------------------------------------------------------------------------

@@ -1,48 +1,141 @@
-"""``bench models``: the models that the catalogue knows."""
+"""``bench models``: the models that the catalogue knows, and what one of them is made of."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from harness import catalog
-from harness.architecture import from_config
+from harness.architecture import SLIDING, Architecture
+from harness.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from harness.predict.inventory import Inventory, Part
+
+LARGEST_CONFIG = 64 * 2**20
 
 
 @click.command()
+@click.argument("name", required=False)
+@click.option("--config", type=click.Path(path_type=Path), help="A config.json or its folder, instead of NAME.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-def models(as_json: bool) -> None:
-    """List the models of the catalogue: parameters, layers, heads and KV bytes for each token (bf16).
+def models(name: str | None, config: Path | None, as_json: bool) -> None:
+    """List the models of the catalogue, or show where the bytes of the model NAME sit.
 
     \b
-    Example:
+    Examples:
       bench models
+      bench models gpt-oss-20b
+      bench models --config ./my-model/config.json --json
     """
-    rows: list[dict[str, Any]] = []
-    for name in catalog.model_names():
-        a = from_config(catalog.model_config(name))
-        rows.append(
-            {
-                "name": name, "parameters": a.parameters, "layers": a.layers, "heads": a.heads,
-                "kv_heads": a.kv_heads, "kv_bytes_per_token": 2 * a.layers * a.kv_heads * a.head_dim * 2,
-            }
-        )  # fmt: skip
-    if as_json:
-        click.echo(json.dumps({"schema": 1, "models": rows}, indent=1))
+    from harness.predict.inventory import inventory
+
+    if name is not None and config is not None:
+        raise UsageError("bench models: give NAME or --config, not both")
+    if name is None and config is None:
+        _list(as_json)
         return
+    shown = inventory(_read(config) if config is not None else catalog.model_config(name or ""))
+    if as_json:
+        click.echo(json.dumps({"schema": 1, **shown.as_dict()}, indent=1))
+        return
+    title = str(config) if config is not None else catalog.model_facts(name or "")["name"]
+    _show(title, shown)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        if file.stat().st_size > LARGEST_CONFIG:
+            raise UsageError(f"{file}: {file.stat().st_size:,} bytes are too many for a config")
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        why = error.strerror if isinstance(error, OSError) else f"not JSON: {error}"
+        raise UsageError(f"{file}: {why}") from None
+    if not isinstance(data, dict):
+        raise UsageError(f"{file}: expected a mapping, got {type(data).__name__}")
+    return data
+
+
+def kv_words(architecture: Architecture) -> str:
+    """The layers of the cache in words: ``12 sliding 128 + 12 full``."""
+    return " + ".join(
+        f"{len(members)} {layer.kind}" + (f" {layer.window}" if layer.kind == SLIDING else "")
+        for layer, members in architecture.kv_kinds.items()
+    )
+
+
+# -- the list --------------------------------------------------------------------------------------
+
+
+def _list(as_json: bool) -> None:
+    from harness.predict.inventory import inventory
+
+    rows = [(name, inventory(catalog.model_config(name))) for name in catalog.model_names()]
+    if as_json:
+        click.echo(json.dumps({"schema": 1, "models": [_row(n, i) for n, i in rows]}, indent=1))
+        return
+    table = _table("model", "parameters", "active", "layers", "heads", "KV heads", "KV KiB/token", left="KV layers")
+    for name, shown in rows:
+        a = shown.architecture
+        table.add_row(
+            name, f"{a.parameters / 1e9:.2f} B", f"{a.active_parameters / 1e9:.2f} B" if a.mixture else "",
+            str(a.layers), str(a.heads), str(a.kv_heads), f"{shown.kv_bytes_per_token / 1024:,.1f}", kv_words(a),
+        )  # fmt: skip
+    _print(table)
+
+
+def _row(name: str, shown: Inventory) -> dict[str, Any]:
+    a = shown.architecture
+    return {
+        "name": name, "parameters": a.parameters, "active_parameters": a.active_parameters, "layers": a.layers,
+        "heads": a.heads, "kv_heads": a.kv_heads, "kv_kinds": sorted({k.kind for k in a.kv_layers}),
+        "kv_bytes_per_token": shown.kv_bytes_per_token,
+    }  # fmt: skip
+
+
+# -- one model -------------------------------------------------------------------------------------
+
+
+def _show(title: str, shown: Inventory) -> None:
+    a = shown.architecture
+    active = f", {a.active_parameters / 1e9:.2f} B of them for a token" if a.mixture else ""
+    click.echo(f"{title} ({a.name}): {a.parameters:,} parameters{active}; weights {shown.format.name}\n")
+    table = _table("part", "of", "layers", "parameters", "MiB", "share")
+    for part in sorted(shown.parts, key=lambda p: -p.bytes):
+        table.add_row(*_cells(part, shown.bytes))
+    table.add_row("all", "", "", f"{a.parameters:,}", f"{shown.bytes / 2**20:,.1f}", "100.0 %")
+    _print(table)
+    click.echo(
+        f"\nKV cache: {kv_words(a)}; one token writes {shown.kv_bytes_per_token:,} bytes ({shown.dtype}), "
+        "all layers together"
+    )
+
+
+def _cells(part: Part, whole: int) -> tuple[str, ...]:
+    share = f"{100 * part.bytes / whole:.1f} %"
+    return part.name, part.kind, str(part.copies), f"{part.parameters:,}", f"{part.bytes / 2**20:,.1f}", share
+
+
+def _table(first: str, *heads: str, left: str | None = None) -> Table:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("model")
-    for head in ("parameters", "layers", "heads", "KV heads", "KV KiB/token"):
-        table.add_column(head, justify="right")
-    for r in rows:
-        table.add_row(
-            r["name"], f"{r['parameters'] / 1e9:.2f} B", str(r["layers"]), str(r["heads"]), str(r["kv_heads"]),
-            f"{r['kv_bytes_per_token'] / 1024:,.1f}",
-        )  # fmt: skip
-    Console(width=100).print(table)
+    table.add_column(first, no_wrap=True)
+    for head in heads:
+        table.add_column(head, justify="left" if head == "of" else "right")
+    if left:
+        table.add_column(left)
+    return table
+
+
+def _print(table: Table) -> None:
+    from rich.console import Console
+
+    Console(width=140).print(table)

@@ -35,7 +35,8 @@ def predict(scenario: Scenario) -> Account:
     gpu = device_gpu(scenario)
     if gpu is None:
         raise UsageError("gpu: missing: name a GPU or say device: cpu")
-    architecture, chosen = from_config(scenario.config()), settings(scenario)
+    architecture = from_config(scenario.config())
+    chosen = settings(scenario, architecture)
     given = grant(architecture, chosen, gpu)
     verdicts, figures = rungs(architecture, chosen, scenario, given)
     broken = verdicts[1].holds is True and verdicts[2].holds is False
@@ -45,7 +46,11 @@ def predict(scenario: Scenario) -> Account:
         rungs=verdicts,
         load=figures,
         engine_says=given.log if not broken else (*given.log, start_oom(architecture, chosen, given.budget)),
-        notes=tuple(_notes(architecture, chosen, gpu, given, broken)) + _simulation_notes(scenario, figures),
+        notes=(
+            *(f"{r.rung} is {r.reason}." for r in verdicts if r.holds is None and scenario.load is not None),
+            *_notes(architecture, chosen, gpu, given, broken),
+            *_simulation_notes(scenario, figures),
+        ),
     )
 
 

@@ -3,8 +3,9 @@
 With T = max_num_batched_tokens, S = min(max_num_seqs, T), H hidden, I intermediate, V vocabulary, d bytes of
 the dtype, tp ranks:
 
-    layers  = 3*T*H*d + 3*T*(I/tp)*d + c        (2*T*(I/tp)*d where the MLP has no gate)
-    sampler = T*H*d + S*V*b + M*V*4 + c
+    layers  = 3*T*H*d + 3*T*(I/tp)*d + e + c        (2*T*(I/tp)*d where the MLP has no gate)
+    sampler = T*H*d + S*V*b + M*V*4 + e + c
+    e       = T*k*(max(2*Ie/tp, H) + H)*d           (0 without experts; k of them a token, each Ie wide)
 
 - The layers' path holds hidden states, residual and normed input, and the MLP's gate, up and product.
 - b, Model Runner V1: the logits (d), their float32 copy, the probabilities and the exponential noise (4
@@ -17,6 +18,10 @@ the dtype, tp ranks:
   would be with another sampler, so the low end is 12 + d.
 - b, Model Runner V2: its profile skips top-k, top-p and logprobs, and samples from the logits in place
   (``_dummy_sampler_run``, vllm/v1/worker/gpu/model_runner.py, 0.32): b = d, M = 0.
+- e, the two workspaces of the fused experts: made once and kept, so they lie under the sampler's path too
+  (``FusedMoEModularKernel``, vllm/model_executor/layers/fused_moe/modular_kernel.py, 0.19). mxfp4 experts run in Triton
+  kernels whose buffers are freed before the sampler: 0, chosen
+  for what h100-019-51 and -52 print. Leaves 0.02 GiB or less on h100-019-02, -51, -52, -53 and -66.
 - c is what is left: fitted on the first two rows of :data:`FITTED_ON`, checked on all others.
 - A stage of a pipeline also holds the hidden states and the residual that it is handed or hands on, 2*T*H*d,
   and the first one the embedding's output, T*H*d. Settled on h100-019-33 and -34, where it leaves 0.02 GiB.
@@ -40,6 +45,7 @@ FITTED_ON = (
     "h100-019-01",  # three hidden states in the layers' path, not two
     "h100-019-33", "h100-019-34",  # the share of a pipeline's stages
     "sweep-015", "sweep-016",  # 36 bytes a logit before 0.17
+    "h100-019-51", "h100-019-52", "h100-019-53",  # no workspace of mxfp4 experts under the sampler's path
 )  # fmt: skip
 BELOW, ABOVE = 40 * MIB, 60 * MIB  # residuals on the started dense runs, rounded up
 # The kernel's buffer where the GPU's multiprocessors are not in the catalogue: H100's count, as far as
@@ -54,7 +60,7 @@ def activation_peak(architecture: Architecture, settings: Settings, gpu: Gpu, st
     last = stage == settings.pipeline_parallel_size - 1
     layers = _layers_path(architecture, settings)
     low_sampler, sampler, high_sampler = _sampler_path(architecture, settings, gpu) if last else (0, 0, 0)
-    base = _handed(architecture, settings, stage) + CONSTANT
+    base = _handed(architecture, settings, stage) + experts_workspace(architecture, settings) + CONSTANT
     peak, which = max((layers, "layers: 3THd + MLP"), (sampler, "sampler: THd + logits"))
     low, high = max(layers, low_sampler) + base - BELOW, max(layers, high_sampler) + base + ABOVE
     if settings.model_runner == "v2":
@@ -77,12 +83,20 @@ def _handed(architecture: Architecture, settings: Settings, stage: int) -> int:
 
 
 def _layers_path(architecture: Architecture, settings: Settings) -> int:
-    tokens, width = (
-        settings.max_num_batched_tokens,
-        architecture.intermediate // settings.tensor_parallel_size,
-    )
+    tokens = settings.max_num_batched_tokens
+    width = architecture.dense_width // settings.tensor_parallel_size
     mlp = (3 if architecture.gated else 2) * tokens * width * settings.dtype_bytes
     return 3 * _hidden_states(architecture, settings) + mlp
+
+
+def experts_workspace(architecture: Architecture, settings: Settings) -> int:
+    """Bytes that the fused experts keep for T tokens on one rank: e of the law above."""
+    mixture = architecture.mixture
+    if mixture is None or settings.weight_format.only == "experts":
+        return 0
+    width = max(2 * mixture.width // settings.tensor_parallel_size, architecture.hidden)
+    rows = settings.max_num_batched_tokens * mixture.used
+    return rows * (width + architecture.hidden) * settings.dtype_bytes
 
 
 def _sampler_path(architecture: Architecture, settings: Settings, gpu: Gpu) -> tuple[int, int, int]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import chain, repeat
+from itertools import chain
 
 from harness.architecture import Architecture, stage_layers
 from harness.catalog import Gpu
@@ -83,12 +83,10 @@ def grant(architecture: Architecture, settings: Settings, gpu: Gpu) -> Grant:
         budget(architecture, settings, gpu, stage) for stage in _distinct_stages(architecture, settings)
     ]
     fullest = min(budgets, key=lambda b: (b.available.bytes // b.block_bytes, -b.weights.bytes))
-    needed = kv_cache.blocks_for(settings.max_model_len, settings.block_size) * fullest.block_bytes
+    needed = kv_cache.request_blocks(architecture, settings, settings.max_model_len) * fullest.block_bytes
     check = fullest.available.bytes - fullest.block_bytes
     refusal = _refusal(architecture, settings, fullest, needed, check)
-    pool = KvPool(fullest.token_bytes, fullest.block_bytes, settings.block_size)
-    if refusal is None:
-        pool = kv_cache.pool(fullest.blocks, fullest.token_bytes, settings)
+    pool = kv_cache.pool(architecture, settings, fullest.blocks if refusal is None else None, fullest.stage)
     return Grant(fullest, pool, refusal, needed, check, _log(settings, fullest, pool, refusal))
 
 
@@ -104,7 +102,7 @@ def budget(architecture: Architecture, settings: Settings, gpu: Gpu, stage: int)
     requested = _requested(total, settings.gpu_memory_utilization)
     profiled = _profiled(requested, parts, settings)
     token = kv_cache.bytes_per_token(architecture, settings, stage)
-    block = token * settings.block_size
+    block = kv_cache.bytes_per_block(architecture, settings, stage)
     available = _by_hand(settings, block) or profiled
     init = overhead.runtime_at_init(settings, gpu)
     return Budget(stage, total, init, *parts, requested, profiled, available, token, block)
@@ -138,9 +136,14 @@ def _by_hand(settings: Settings, block_bytes: int) -> Estimate | None:
 def _distinct_stages(architecture: Architecture, settings: Settings) -> list[int]:
     """One stage of each kind: those between the first and the last differ in their layers only."""
     stages = settings.pipeline_parallel_size
-    seen: dict[tuple[int, bool, bool], int] = {}
-    for stage, count in enumerate(stage_layers(architecture.layers, stages)):
-        seen.setdefault((count, stage == 0, stage == stages - 1), stage)
+    if stages == 1:
+        return [0]
+    seen: dict[tuple[object, ...], int] = {}
+    for stage in range(stages):
+        layers = architecture.stage(stage, stages)
+        parts = tuple(architecture.copies(c, layers) for c in architecture.components)
+        tables = kv_cache.bytes_per_block(architecture, settings, stage)
+        seen.setdefault((parts, tables, stage == 0, stage == stages - 1), stage)
     return sorted(seen.values())
 
 
@@ -160,9 +163,7 @@ def _refusal(
     if check <= 0:
         return Refusal(no_memory(), _largest(b))
     if needed > check:
-        longest = kv_cache.longest_that_fits(
-            check, b.block_bytes, settings.block_size, settings.max_model_len
-        )
+        longest = kv_cache.longest_that_fits(architecture, settings, check, b.block_bytes)
         return Refusal(not_enough(settings.max_model_len, needed, check, longest), KV_CACHE)
     return None
 
@@ -249,7 +250,9 @@ def load_oom(architecture: Architecture, settings: Settings, b: Budget) -> str:
     layer = [t for t in parts if t.in_layer]
     before = [t for t in parts if t.name.startswith("embed")]
     after = [t for t in parts if not t.in_layer and t not in before]
-    for tensor in chain(before, chain.from_iterable(repeat(layer, layer[0].count)), after):
+    most = max(t.count for t in layer)
+    each = ((t for t in layer if t.count > n) for n in range(most))
+    for tensor in chain(before, chain.from_iterable(each), after):
         if allocated + _segment(tensor.bytes) > free:
             break
         allocated += tensor.bytes
@@ -258,7 +261,7 @@ def load_oom(architecture: Architecture, settings: Settings, b: Budget) -> str:
 
 def profile_oom(architecture: Architecture, settings: Settings, b: Budget) -> str:
     """The error of a profile run that finds no room, its largest tensor taken for the last straw."""
-    width = architecture.intermediate // settings.tensor_parallel_size * (2 if architecture.gated else 1)
+    width = architecture.dense_width // settings.tensor_parallel_size * (2 if architecture.gated else 1)
     mlp = settings.max_num_batched_tokens * width * settings.dtype_bytes
     per_logit = 4 if settings.model_runner == "v1" else settings.dtype_bytes
     logits = activations.profiled_rows(settings) * architecture.vocab * per_logit

@@ -13,8 +13,8 @@ from pathlib import Path
 from harness import catalog
 from harness.architecture import Architecture, from_config
 from harness.errors import UsageError
-from harness.ledger import Account, Entry, KvPool, Ledger, LoadFigures, Phase, Rung, RungName, Term
-from harness.predict import fit, kv_cache
+from harness.ledger import Account, Entry, Ledger, LoadFigures, Phase, Rung, RungName, Term
+from harness.predict import activations, fit, kv_cache
 from harness.predict.admission import KV_CACHE, Budget, Grant, Refusal, no_memory, not_enough
 from harness.predict.estimate import Estimate
 from harness.predict.settings import Settings, settings
@@ -34,7 +34,7 @@ def predict_cpu(scenario: Scenario) -> Account:
         raise UsageError("device: cpu: tensor and pipeline parallelism are not supported on this computer")
     architecture = from_config(scenario.config())
     given = _grant(architecture, chosen, scenario)
-    verdicts, figures = _rungs(chosen, scenario, given)
+    verdicts, figures = _rungs(architecture, chosen, scenario, given)
     return Account(
         ledger=_ledger(given, figures, _unattributed(architecture, chosen)),
         kv=given.pool,
@@ -51,7 +51,7 @@ def predict_cpu(scenario: Scenario) -> Account:
 def _grant(architecture: Architecture, chosen: Settings, scenario: Scenario) -> Grant:
     memory = _memory()
     token = kv_cache.bytes_per_token(architecture, chosen)
-    block = token * chosen.block_size
+    block = kv_cache.bytes_per_block(architecture, chosen)
     weights = _weights(architecture, chosen)
     runtime = _runtime(scenario)
     available = _pool(scenario, chosen, block, memory, weights)
@@ -61,17 +61,17 @@ def _grant(architecture: Architecture, chosen: Settings, scenario: Scenario) -> 
         activation=_activations(architecture, chosen, scenario), graphs=nothing, requested=memory,
         profiled=available, available=available, token_bytes=token, block_bytes=block,
     )  # fmt: skip
-    needed = kv_cache.blocks_for(chosen.max_model_len, chosen.block_size) * block
+    needed = kv_cache.request_blocks(architecture, chosen, chosen.max_model_len) * block
     check = available.bytes - block
     refusal = None
     if check <= 0:
         refusal = Refusal(no_memory(), KV_CACHE)
     elif needed > check:
-        longest = kv_cache.longest_that_fits(check, block, chosen.block_size, chosen.max_model_len)
+        longest = kv_cache.longest_that_fits(architecture, chosen, check, block)
         refusal = Refusal(not_enough(chosen.max_model_len, needed, check, longest), KV_CACHE)
     if refusal:
-        return Grant(budget, KvPool(token, block, chosen.block_size), refusal, needed, check, (refusal.text,))
-    pool = kv_cache.pool(budget.blocks, token, chosen)
+        return Grant(budget, kv_cache.pool(architecture, chosen, None), refusal, needed, check, (refusal.text,))
+    pool = kv_cache.pool(architecture, chosen, budget.blocks)
     said = (
         f"CPU KV cache size: {pool.tokens:,} tokens, Maximum concurrency for {chosen.max_model_len:,} tokens per "
         f"request: {pool.max_concurrency:.2f}x"
@@ -137,7 +137,8 @@ def step_tensors(architecture: Architecture, chosen: Settings, scenario: Scenari
     rows = min(chosen.max_num_seqs, load.concurrency if load else 1)
     tokens = chosen.max_num_batched_tokens
     hidden = tokens * architecture.hidden * chosen.dtype_bytes
-    mlp = (3 if architecture.gated else 2) * tokens * architecture.intermediate * chosen.dtype_bytes
+    mlp = (3 if architecture.gated else 2) * tokens * architecture.dense_width * chosen.dtype_bytes
+    mlp += activations.experts_workspace(architecture, chosen)
     return max(3 * hidden + mlp, hidden + rows * architecture.vocab * (12 + chosen.dtype_bytes))
 
 
@@ -169,7 +170,9 @@ def _pool(scenario: Scenario, chosen: Settings, block: int, memory: Estimate, we
 # -- the rungs -----------------------------------------------------------------------------------------
 
 
-def _rungs(chosen: Settings, scenario: Scenario, given: Grant) -> tuple[tuple[Rung, ...], LoadFigures]:
+def _rungs(
+    architecture: Architecture, chosen: Settings, scenario: Scenario, given: Grant
+) -> tuple[tuple[Rung, ...], LoadFigures]:
     b = given.budget
     loads = _room(RungName.LOADS, b, 0, Term.WEIGHTS)
     admits = fit.judge_admission(given, chosen) if loads.holds else fit.not_reached(RungName.ADMITS)
@@ -179,7 +182,7 @@ def _rungs(chosen: Settings, scenario: Scenario, given: Grant) -> tuple[tuple[Ru
         return (loads, admits, starts, Rung(RungName.HOLDS, None, reason="the scenario states no load")), LoadFigures()
     if not starts.holds:
         return (loads, admits, starts, fit.not_reached(RungName.HOLDS)), LoadFigures()
-    holds, figures = fit.judge_load(scenario.load, scenario.engine, chosen, given)
+    holds, figures = fit.judge_load(scenario.load, scenario.engine, architecture, chosen, given)
     return (loads, admits, starts, holds), figures
 
 

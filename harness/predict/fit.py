@@ -5,11 +5,14 @@ from __future__ import annotations
 from harness.architecture import Architecture
 from harness.errors import UsageError
 from harness.ledger import LoadFigures, Rung, RungName, Term
+from harness.predict import kv_cache
 from harness.predict.activations import profiled_rows
 from harness.predict.admission import KV_CACHE, Budget, Grant
 from harness.predict.settings import Settings
 from harness.scenario import Engine, Load, Scenario, longest_request
-from harness.units import gib
+from harness.units import GIB, gib
+
+_FRAGMENTED = round(1.70 * GIB)
 
 
 def rungs(
@@ -23,7 +26,7 @@ def rungs(
     if scenario.load is None:
         holds = Rung(RungName.HOLDS, None, reason="the scenario states no load")
     elif starts.holds:
-        holds, figures = judge_load(scenario.load, scenario.engine, settings, grant)
+        holds, figures = judge_load(scenario.load, scenario.engine, architecture, settings, grant)
     else:
         holds = not_reached(RungName.HOLDS)
     return (loads, admits, starts, holds), figures
@@ -72,18 +75,9 @@ def judge_admission(grant: Grant, settings: Settings) -> Rung:
 
 
 def _starts(architecture: Architecture, settings: Settings, grant: Grant) -> Rung:
-    """Whether all that the device holds after the start fits, what lies outside the budget included.
-
-    Model Runner V1 warms the sampler up once the pool is taken; freed pieces of the profile are not always
-    of use to it, so one float32 copy of the logits (S x V x 4 B) is counted on top: the allocation at which
-    gpt-oss-20b died on an 80 GB H100 at 0.95 (786 MiB). The upper margin leaves it out.
-    Source: ``compile_or_warm_up_model``, vllm/v1/worker/gpu_worker.py, 0.19 and 0.32; the log
-    openai-gpt-oss-20b--h100-80gb--tp1pp1dp1--8192.FAILED.log of the evidence's repository.
-    """
+    """Whether all that the device holds after the start fits, what lies outside the budget included."""
     b = grant.budget
-    warm_up = 0
-    if settings.model_runner == "v1" and b.stage == settings.pipeline_parallel_size - 1:
-        warm_up = profiled_rows(settings) * architecture.vocab * 4
+    warm_up = _warm_up(architecture, settings) if b.stage == settings.pipeline_parallel_size - 1 else 0
     used = b.blocks * b.block_bytes + warm_up
     used += sum(p.bytes for p in (b.init, b.weights, b.non_torch, b.activation, b.graphs))
     margin = b.cuda_total.bytes - used
@@ -98,6 +92,22 @@ def _starts(architecture: Architecture, settings: Settings, grant: Grant) -> Run
     limited = KV_CACHE if _by_hand(settings) else max(outside, key=lambda t: outside[t])
     reason = f"{gib(used)} of {gib(b.cuda_total.bytes)} GiB after graph capture and warm-up"
     return Rung(RungName.STARTS, margin >= 0, margin, limited, low, high, reason)
+
+
+def _warm_up(architecture: Architecture, settings: Settings) -> int:
+    """Bytes that Model Runner V1's warm-up of the sampler takes beside what the profile saw.
+
+    Freed pieces of earlier steps are not always of use to it. Where the experts are in mxfp4, whose kernels keep no
+    workspace, 1.78 and 1.62 GiB lay reserved and unallocated when gpt-oss-20b ran out of memory on H100s at 0.95
+    (h100-019-51 and -52): their mean. Elsewhere one float32 copy of the logits (S x V x 4 B), which no run that started
+    contradicts. The upper margin leaves it out.
+    Source: ``compile_or_warm_up_model``, vllm/v1/worker/gpu_worker.py, 0.19 and 0.32, and the logs of these two runs.
+    """
+    if settings.model_runner != "v1":
+        return 0
+    if settings.weight_format.only == "experts":
+        return _FRAGMENTED
+    return profiled_rows(settings) * architecture.vocab * 4
 
 
 def _by_hand(settings: Settings) -> bool:
@@ -117,8 +127,13 @@ def _starts_interval(b: Budget, settings: Settings, warm_up: int) -> tuple[int, 
     return low - b.graphs.high, high - b.graphs.low
 
 
-def judge_load(load: Load, engine: Engine, settings: Settings, grant: Grant) -> tuple[Rung, LoadFigures]:
-    """Whether the load runs without preemption and without waiting for blocks, by the simulated scheduler."""
+def judge_load(
+    load: Load, engine: Engine, architecture: Architecture, settings: Settings, grant: Grant
+) -> tuple[Rung, LoadFigures]:
+    """Whether the load runs without preemption and without waiting for blocks, by the simulated scheduler.
+
+    Not judged (None) where the model has more than one block table, or one that forgets: the simulation has neither.
+    """
     from harness.predict.limits import limits_of
     from harness.simulate import simulate
 
@@ -127,6 +142,14 @@ def judge_load(load: Load, engine: Engine, settings: Settings, grant: Grant) -> 
             f"load: prompt and output reach {longest_request(load):,} tokens, "
             f"above max_model_len {settings.max_model_len:,}"
         )
+    if not kv_cache.is_one_table(architecture, settings):
+        tables = kv_cache.groups(architecture, settings)
+        kinds = " and ".join(sorted({g.kind for g in tables}))
+        reason = (
+            f"not judged: this model has {len(tables)} KV table{'s'[: len(tables) - 1]} ({kinds} attention), the "
+            "simulated scheduler one of full attention"
+        )
+        return Rung(RungName.HOLDS, None, limited_by=KV_CACHE, reason=reason), LoadFigures()
     simulation = simulate(load, limits_of(engine, settings, grant.budget.blocks))
     return _held(simulation.holds, simulation.figures, grant.budget), simulation.figures
 

@@ -6,7 +6,7 @@ its interval their spread. On another GPU the interval is wider; the likely figu
 
 from __future__ import annotations
 
-from harness.architecture import Architecture, stage_layers
+from harness.architecture import Architecture
 from harness.catalog import Gpu
 from harness.predict.activations import sampler_state
 from harness.predict.estimate import Estimate
@@ -35,6 +35,11 @@ _INCREASE_PIPELINE = (0.07, 0.06, 0.10)
 # runs: -0.28 to +0.30, and once +0.86 (h100-019-35: 1.69 GiB estimated, 0.76 taken).
 _GRAPHS_A, _GRAPHS_B = 0.305, 0.0174
 _GRAPHS_ACTUAL, _GRAPHS_ESTIMATED = (0.20, 0.11), (0.29, 0.30)
+# With experts the number of captured sizes tells more than that of layers: GiB a size on h100-019-02, -66, -40, -51 and
+# -52: 0.031, 0.028, 0.022, 0.022, 0.019. Their mean, residuals -0.46 to +0.34; five runs of four models, so a wide
+# interval.
+_GRAPHS_EXPERTS, _GRAPHS_EXPERTS_ROOM = 0.0243, 0.55
+_LARGEST_CAPTURE = {"GptOssForCausalLM": 1024}  # vllm/model_executor/models/config.py, 0.19; else 512
 _ALL_SIZES = 256  # max_num_seqs from which all sizes up to 512 are captured
 
 
@@ -85,11 +90,24 @@ def cuda_graphs(architecture: Architecture, settings: Settings, stage: int = 0) 
     """Bytes of the captured CUDA graphs on one rank of ``stage``; nothing where eager is enforced."""
     if settings.enforce_eager:
         return Estimate.exact(0, "enforce_eager: no graphs")
-    layers = stage_layers(architecture.layers, settings.pipeline_parallel_size)[stage]
+    if architecture.mixture is not None:
+        sizes = _capture_sizes(min(2 * settings.max_num_seqs, _LARGEST_CAPTURE.get(architecture.name, 512)))
+        room = _GRAPHS_EXPERTS_ROOM * GIB
+        return Estimate.within(
+            _GRAPHS_EXPERTS * sizes * GIB, room, room, f"{_GRAPHS_EXPERTS} GiB x {sizes} captured sizes, with experts"
+        )
+    layers = len(architecture.stage(stage, settings.pipeline_parallel_size))
     likely = (_GRAPHS_A + _GRAPHS_B * layers) * GIB
     below, above = _GRAPHS_ESTIMATED if settings.defaults.graphs_in_budget else _GRAPHS_ACTUAL
     low_room = below * GIB if settings.max_num_seqs >= _ALL_SIZES else likely * 0.8
     return Estimate.within(likely, low_room, above * GIB, f"{_GRAPHS_A} + {_GRAPHS_B} x {layers} layers GiB")
+
+
+def _capture_sizes(largest: int) -> int:
+    """How many batch sizes are captured: 1, 2, 4, every 8th below 256, every 16th from there (config/vllm.py, 0.19)."""
+    return len([n for n in (1, 2, 4) if n <= largest]) + len(range(8, min(256, largest + 1), 8)) + len(
+        range(256, largest + 1, 16)
+    )
 
 
 def _is_h100(gpu: Gpu) -> bool:

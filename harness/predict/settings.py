@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness import catalog
-from harness.architecture import Architecture, from_config
+from harness.architecture import Architecture, from_config, model_dtype
 from harness.catalog import EngineDefaults, Gpu, WeightFormat
 from harness.errors import UsageError
 from harness.scenario import Scenario
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _KV_BYTES = {**DTYPE_BYTES, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
+# Classes that don't hand kv_cache_dtype on to their attention (vllm/model_executor/models/falcon.py, 0.32).
+_IGNORES_KV_DTYPE = ("FalconForCausalLM",)
 LARGEST_BYTES = 2**60
 # Model Runner V2 came to these first, where not quantized (https://github.com/vllm-project/vllm/pull/42665).
 _EARLY_V2 = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen3ForCausalLM")
@@ -41,6 +43,7 @@ class Settings:
     max_num_batched_tokens: int
     tensor_parallel_size: int
     pipeline_parallel_size: int
+    in_flight_tokens: int  # scheduled and not yet settled: a sliding window is charged for them
     enforce_eager: bool
     enable_prefix_caching: bool
     kv_cache_memory_bytes: int | None
@@ -48,25 +51,34 @@ class Settings:
     defaults: EngineDefaults
 
 
-def settings(scenario: Scenario) -> Settings:
-    """The scenario's engine with every default filled in. Raises UsageError where vLLM would refuse."""
+def settings(scenario: Scenario, architecture: Architecture | None = None) -> Settings:
+    """The scenario's engine with every default filled in. Raises UsageError where vLLM would refuse.
+
+    ``architecture``: that of the scenario's config, where it has been read already.
+    """
     engine, gpu, config = scenario.engine, device_gpu(scenario), scenario.config()
-    architecture = from_config(config)
+    architecture = architecture or from_config(config)
     tp, pp = scenario.tensor_parallel_size, engine.pipeline_parallel_size
     architecture.check_split(tp, pp)
     defaults = _defaults(scenario, gpu)
     weights = resolve_format(scenario, config)
+    if weights.only == "experts" and architecture.mixture is None:
+        raise UsageError(
+            f"weights format {weights.name} (quantization_config): for experts, and {architecture.name} has none"
+        )
     dtype = _dtype(scenario, architecture, weights, gpu)
     max_model_len = _max_model_len(engine.max_model_len, architecture)
     tokens, seqs = _batch(scenario, defaults, max_model_len)
+    own_kv_dtype = engine.kv_cache_dtype == "auto" or architecture.name in _IGNORES_KV_DTYPE
+    runner = _model_runner(defaults, architecture, weights, scenario.on_cpu)
     return Settings(
         vllm=engine.vllm,
-        model_runner=_model_runner(defaults, architecture, weights, scenario.on_cpu),
+        model_runner=runner,
         dtype=dtype,
         dtype_bytes=DTYPE_BYTES[dtype],
         weight_format=weights,
         kv_cache_dtype=engine.kv_cache_dtype,
-        kv_dtype_bytes=_KV_BYTES[dtype if engine.kv_cache_dtype == "auto" else engine.kv_cache_dtype],
+        kv_dtype_bytes=_KV_BYTES[dtype if own_kv_dtype else engine.kv_cache_dtype],
         max_model_len=max_model_len,
         gpu_memory_utilization=engine.gpu_memory_utilization or defaults.gpu_memory_utilization,
         block_size=engine.block_size or (defaults.cpu_block_size if scenario.on_cpu else defaults.block_size),
@@ -74,6 +86,7 @@ def settings(scenario: Scenario) -> Settings:
         max_num_batched_tokens=tokens,
         tensor_parallel_size=tp,
         pipeline_parallel_size=pp,
+        in_flight_tokens=tokens * _batches_in_flight(defaults, runner, pp),
         enforce_eager=engine.enforce_eager,
         enable_prefix_caching=engine.enable_prefix_caching,
         kv_cache_memory_bytes=engine.kv_cache_memory_bytes or None,  # 0 counts as not given, as in vLLM
@@ -112,12 +125,6 @@ def _max_model_len(given: int | None, architecture: Architecture) -> int:
             f"User-specified max_model_len ({chosen}) is greater than the derived max_model_len "
             f"({architecture.max_len_key}={architecture.max_model_len} or model_max_length=None in model's "
             "config.json)."
-        )
-    window = architecture.sliding_window
-    if window is not None and window < chosen:
-        raise UsageError(
-            f"config: sliding_window: {window} is less than max_model_len {chosen}: sliding-window attention "
-            f"is not supported yet (set engine.max_model_len to {window} or less)"
         )
     return chosen
 
@@ -169,6 +176,15 @@ def _model_runner(
     return defaults.model_runner
 
 
+def _batches_in_flight(defaults: EngineDefaults, runner: str, pp: int) -> int:
+    """``VllmConfig.max_concurrent_batches`` (vllm/config/vllm.py, 0.32) with asynchronous scheduling, the default."""
+    if not defaults.counts_async_batches:
+        return 1
+    if runner == "v2":
+        return pp + 1
+    return 2 if pp == 1 else pp
+
+
 # -- the format of the weights ---------------------------------------------------------------------
 
 
@@ -177,18 +193,19 @@ def resolve_format(scenario: Scenario, config: dict[str, Any]) -> WeightFormat:
     name = scenario.weights.format
     found = catalog.weight_format(name)
     if found.bits is None:
-        found = _from_config(config)
+        found = config_format(config)
     if scenario.weights.group_size is not None and found.scale_per == "group":
         base = found.name.rsplit("-g", 1)[0]
         found = catalog.weight_format(f"{base}-g{scenario.weights.group_size}")
     return found
 
 
-def _from_config(config: dict[str, Any]) -> WeightFormat:
+def config_format(config: dict[str, Any]) -> WeightFormat:
+    """The format that a config states by its ``quantization_config``, else its dtype. Raises UsageError."""
     quantization = config.get("quantization_config")
     if quantization is None:
         plain = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-        return catalog.weight_format(plain[from_config(config).dtype])
+        return catalog.weight_format(plain[model_dtype(config)])
     if not isinstance(quantization, dict):
         raise UsageError(
             f"config: quantization_config: expected a mapping, got {type(quantization).__name__}"
@@ -197,7 +214,7 @@ def _from_config(config: dict[str, Any]) -> WeightFormat:
     if name is None:
         raise UsageError(
             "config: quantization_config: this kind is not supported yet (known: awq and gptq of 4 bits, "
-            "fp8, compressed-tensors of 4 or 8 bits); say weights.format to choose one"
+            "fp8, mxfp4, compressed-tensors of 4 or 8 bits); say weights.format to choose one"
         )
     return catalog.weight_format(name)
 
@@ -205,7 +222,9 @@ def _from_config(config: dict[str, Any]) -> WeightFormat:
 def _format_name(quantization: dict[str, Any]) -> str | None:
     method, group = quantization.get("quant_method"), quantization.get("group_size")
     if method == "fp8":
-        return "fp8"
+        return "fp8-block" if quantization.get("weight_block_size") == [128, 128] else "fp8"
+    if method == "mxfp4":
+        return "mxfp4"
     if method in ("awq", "gptq") and quantization.get("bits") == 4 and _is_group(group):
         return f"{method}-int4-g{group}"
     if method == "compressed-tensors":

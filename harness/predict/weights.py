@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 
-from harness.architecture import Architecture, Component, stage_layers
+from harness.architecture import Architecture, Component
 from harness.catalog import WeightFormat
 from harness.predict.estimate import Estimate
 from harness.predict.settings import Settings
 from harness.units import MIB
 
-# Residuals on the 31 started dense runs of the evidence (benchmarks/evidence.py): the worst is 0.3 %.
+# Residuals on the runs of the evidence (docs/accuracy.md): the worst is 0.33 %.
 RESIDUAL = 0.005
 
 
@@ -43,51 +44,62 @@ def allocated(size: int) -> int:
 def tensors(architecture: Architecture, settings: Settings, stage: int) -> Iterator[Tensor]:
     """All tensors of one rank of pipeline stage ``stage`` (from 0), in the order vLLM makes them."""
     stages = settings.pipeline_parallel_size
-    layers = stage_layers(architecture.layers, stages)[stage]
-    places = {"layer": layers, "first": int(stage == 0), "last": int(stage == stages - 1)}
+    layers = architecture.stage(stage, stages)
+    places = {"first": int(stage == 0), "last": int(stage == stages - 1)}
     order = sorted(architecture.components, key=lambda c: ("first", "layer", "last").index(c.place))
     for component in order:
-        count = places[component.place]
+        in_layer = component.place == "layer"
+        count = architecture.copies(component, layers) if in_layer else places[component.place]
         if component.name == "embed_tokens" and architecture.tied and stage == stages - 1:
             count = 1  # a tied lm_head needs the embedding on the last stage too
         if count:
-            for name, size in _stored(component, architecture, settings):
-                yield Tensor(name, size, count, component.place == "layer")
-    if architecture.rotary_shape is not None:
-        positions, dims = architecture.rotary_shape
-        # One cache for all layers, in the model's dtype (rotary_embedding/base.py, 0.19 to 0.32).
-        yield Tensor("rotary cos_sin_cache", positions * dims * settings.dtype_bytes, 1, False)
+            kind, tp = settings.weight_format, settings.tensor_parallel_size
+            for name, size in stored(component, architecture, kind, settings.dtype_bytes, tp):
+                yield Tensor(name, size, count, in_layer)
+    for positions, dims in architecture.rotary_shapes:
+        # One cache for all layers of a kind, in the model's dtype (rotary_embedding/base.py, 0.19 to 0.32).
+        size = 4 if architecture.rotary_float32 else settings.dtype_bytes
+        yield Tensor("rotary cos_sin_cache", positions * dims * size, 1, False)
 
 
-def _stored(
-    component: Component, architecture: Architecture, settings: Settings
+def stored(
+    component: Component, architecture: Architecture, kind: WeightFormat, dtype_bytes: int, tp: int = 1
 ) -> Iterator[tuple[str, int]]:
-    shape = architecture.rank_shape(component, settings.tensor_parallel_size)
-    elements = 1
-    for n in shape:
-        elements *= n
-    kind = settings.weight_format
-    if not component.quantizable or kind.bits is None or kind.dtype is not None:
-        yield component.name, elements * settings.dtype_bytes
+    """(name, bytes) of the tensors as which one of ``tp`` ranks holds ``component`` in the format ``kind``."""
+    shape = architecture.rank_shape(component, tp)
+    elements = prod(shape)
+    untouched = kind.only is not None and component.kind != kind.only
+    if not component.quantizable or untouched or kind.bits is None or kind.dtype is not None:
+        yield component.name, elements * (4 if component.dtype == "float32" else dtype_bytes)
         return
+    width = architecture.mixture.width // tp if architecture.mixture else 0
+    if kind.only and width % kind.width_multiple:
+        elements = elements // width * (-(-width // kind.width_multiple) * kind.width_multiple)
     yield component.name, -(-elements * kind.bits // 8)
+    if kind.layout_share:
+        yield f"{component.name} padding of its layout", round(elements * kind.bits / 8 * kind.layout_share)
     scales = _scales(kind, *shape)
     yield f"{component.name} scales", scales * kind.scale_bits // 8
     if kind.zero_point_bits:
         yield f"{component.name} zero points", -(-scales * kind.zero_point_bits // 8)
 
 
-def _scales(kind: WeightFormat, outputs: int, inputs: int) -> int:
-    """Scales of a layer [outputs, inputs]."""
+def _scales(kind: WeightFormat, *shape: int) -> int:
+    """Scales of a layer [outputs, inputs], or of all experts [experts, outputs, inputs]."""
+    *leading, outputs, inputs = shape
+    if kind.scale_per == "block" and kind.group_size:
+        return prod(leading) * -(-outputs // kind.group_size) * -(-inputs // kind.group_size)
     if kind.scale_per == "group" and kind.group_size:
-        return outputs * -(-inputs // kind.group_size)
-    return outputs
+        outputs *= -(-inputs // kind.group_size)
+    return prod(leading) * outputs
 
 
 def weights(architecture: Architecture, settings: Settings, stage: int = 0) -> Estimate:
     """Bytes of the weights on one rank of ``stage``, scales, rotary cache and allocator rounding included."""
     total = sum(allocated(t.bytes) * t.count for t in tensors(architecture, settings, stage))
+    # How much an expert's layout pads depends on the kernel, so on the GPU: it may be nothing.
+    layout = settings.weight_format.layout_share * total
     return Estimate.within(
-        total, total * RESIDUAL, total * RESIDUAL,
+        total, total * RESIDUAL + layout, total * RESIDUAL + layout / 2,
         f"sum over tensors ({settings.weight_format.name}), rotary cache, PyTorch allocator rounding",
     )  # fmt: skip

@@ -299,8 +299,7 @@ def _points(reading: Reading) -> tuple[list[tuple[float, float, float, float, fl
         usable = (reading.measured or Account()).kv.usable_blocks
         return measured, usable, "s"
     load, kv = reading.scenario.load, record.prediction.kv
-    holds = record.prediction.rung("STARTS")
-    if record.mode != "analytic" or load is None or kv.num_blocks is None or not (holds and holds.holds):
+    if record.mode != "analytic" or load is None or kv.num_blocks is None or record.prediction.load.steps is None:
         return [], None, ""
     from harness.modes import limits_of
 

@@ -1,0 +1,196 @@
+"""What tells one model class from another: one row a class, data only.
+
+Source of each row: the module of its class in vllm/model_executor/models, 0.32. A class that is not here is refused,
+never approximated by a neighbour.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The mixture of a family. Each ``str`` names a config key; None: the family has no such thing."""
+
+    count: str = "num_experts"
+    used: str = "num_experts_per_tok"
+    width: str = "moe_intermediate_size"
+    shared_width: str | None = None  # width of all shared experts together
+    shared_count: str | None = None  # or their number, each as wide as a routed one
+    shared_gate: bool = False
+    router_bias: bool = False
+    expert_bias: bool = False
+    correction_bias: bool = False  # one float32 for each expert, beside the router
+    first_dense: str | None = None  # so many layers at the start are dense
+    every: str | None = None  # one layer in so many has experts
+    dense_layers: str | None = None  # a list of the layers that are dense
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model class. A ``str`` where a bool may stand names the config key."""
+
+    kv_heads: str = "num_key_value_heads"  # or "multi_query" (a flag: one or all), or "all": as many as heads
+    layer_norms: int = 2
+    norm_bias: bool = False
+    norm_weight: bool = True
+    gated: bool = True
+    qkv_bias: bool | str = False
+    o_bias: bool | str = False
+    mlp_bias: bool | str = False
+    lm_head_bias: bool | str = False
+    qk_norm: str | None = None  # "head": one weight for each element of a head; "all": for each of all heads
+    qk_norm_flag: str | None = None  # the config key that switches qk_norm on
+    sinks: bool = False  # one learned sink a head
+    tied: bool = False
+    rotary: float | None = 1.0  # default share of a head that is rotated; None: no rotary embedding
+    rotary_local: bool = False  # a second rotary cache for the sliding layers
+    rotary_float32: bool = False
+    position_offset: int | None = None  # learned positions: this many rows more than positions
+    pattern: int | None = None  # every so many layers one is full, the others slide
+    window_extra: int = 0  # tokens that vLLM adds to the window
+    mla: bool = False
+    experts: Experts | None = None
+    keys: tuple[tuple[str, str], ...] = ()  # our name -> the family's own config key
+    must_be: tuple[tuple[str, Any], ...] = ()  # config keys that have one supported value
+    bias_defaults: tuple[tuple[str, bool], ...] = field(default=())  # what a bias key means where it is missing
+
+
+_GPT2_KEYS = (
+    ("hidden_size", "n_embd"),
+    ("num_hidden_layers", "n_layer"),
+    ("num_attention_heads", "n_head"),
+    ("max_position_embeddings", "n_positions"),
+    ("intermediate_size", "n_inner"),
+)
+
+_LLAMA = Family(qkv_bias="attention_bias", o_bias="attention_bias", mlp_bias="mlp_bias")
+_QWEN3 = Family(qkv_bias="attention_bias", o_bias="attention_bias", qk_norm="head")
+_DEEPSEEK_EXPERTS = Experts(
+    count="n_routed_experts", shared_count="n_shared_experts", first_dense="first_k_dense_replace",
+    every="moe_layer_freq",
+)  # fmt: skip
+
+DENSE: dict[str, Family] = {
+    "LlamaForCausalLM": _LLAMA,
+    "MistralForCausalLM": Family(),
+    "Qwen2ForCausalLM": Family(qkv_bias=True),
+    "Qwen3ForCausalLM": _QWEN3,
+    "GraniteForCausalLM": _LLAMA,
+    "GemmaForCausalLM": Family(tied=True),
+    "Gemma2ForCausalLM": Family(
+        layer_norms=4, tied=True, pattern=2, qkv_bias="attention_bias", o_bias="attention_bias"
+    ),
+    "Gemma3ForCausalLM": Family(
+        layer_norms=4, tied=True, pattern=6, qk_norm="head", rotary_local=True,
+        qkv_bias="attention_bias", o_bias="attention_bias",
+    ),
+    "Phi3ForCausalLM": Family(),
+    "PhiForCausalLM": Family(
+        layer_norms=1, norm_bias=True, gated=False, qkv_bias=True, o_bias=True, mlp_bias=True,
+        lm_head_bias=True, rotary=0.5, must_be=(("qk_layernorm", False),),
+    ),
+    "OPTForCausalLM": Family(
+        kv_heads="all", norm_bias=True, gated=False, qkv_bias=True, o_bias=True, mlp_bias=True, tied=True,
+        rotary=None, position_offset=2, keys=(("intermediate_size", "ffn_dim"),),
+        must_be=(
+            ("do_layer_norm_before", True), ("enable_bias", True),
+            ("layer_norm_elementwise_affine", True), ("_remove_final_layer_norm", False),
+        ),
+    ),
+    "FalconForCausalLM": Family(
+        kv_heads="multi_query", layer_norms=1, norm_bias=True, gated=False, tied=True,
+        must_be=(
+            ("parallel_attn", True), ("new_decoder_architecture", False), ("alibi", False), ("bias", False),
+        ),
+    ),
+    "GPT2LMHeadModel": Family(
+        kv_heads="all", norm_bias=True, gated=False, qkv_bias=True, o_bias=True, mlp_bias=True,
+        tied=True, rotary=None, position_offset=0, keys=_GPT2_KEYS,
+    ),
+    "GPTBigCodeForCausalLM": Family(
+        kv_heads="multi_query", norm_bias=True, gated=False, qkv_bias=True, o_bias=True, mlp_bias=True,
+        tied=True, rotary=None, position_offset=0, keys=_GPT2_KEYS,
+    ),
+    "GPTNeoXForCausalLM": Family(
+        kv_heads="all", norm_bias=True, gated=False, qkv_bias="attention_bias", o_bias="attention_bias",
+        mlp_bias=True, rotary=0.25, bias_defaults=(("attention_bias", True),),
+    ),
+    "StableLmForCausalLM": Family(
+        norm_bias=True, qkv_bias="use_qkv_bias", rotary=0.25,
+        must_be=(("qk_layernorm", False), ("use_parallel_residual", False)),
+    ),
+    "OlmoForCausalLM": Family(norm_weight=False, qkv_bias="attention_bias", o_bias="attention_bias"),
+    "Olmo2ForCausalLM": Family(qkv_bias="attention_bias", o_bias="attention_bias", qk_norm="all"),
+    "Olmo3ForCausalLM": Family(qkv_bias="attention_bias", o_bias="attention_bias", qk_norm="all", pattern=4),
+    "Starcoder2ForCausalLM": Family(
+        norm_bias=True, gated=False, qkv_bias="use_bias", o_bias="use_bias", mlp_bias="use_bias", tied=True,
+        bias_defaults=(("use_bias", True),),
+    ),
+    "SmolLM3ForCausalLM": replace(_LLAMA, tied=True),
+    "SeedOssForCausalLM": Family(
+        qkv_bias="attention_bias", o_bias="attention_out_bias", mlp_bias="mlp_bias",
+        bias_defaults=(("attention_bias", True),),
+    ),
+    "GlmForCausalLM": Family(qkv_bias="attention_bias", rotary=0.5),
+    "Glm4ForCausalLM": Family(layer_norms=4, qkv_bias="attention_bias", rotary=0.5),
+    "CohereForCausalLM": Family(
+        layer_norms=1, tied=True, qkv_bias="attention_bias", o_bias="attention_bias",
+        must_be=(("use_qk_norm", False),),
+    ),
+    "Cohere2ForCausalLM": Family(
+        layer_norms=1, tied=True, qkv_bias="attention_bias", o_bias="attention_bias", pattern=4, window_extra=1
+    ),
+    "Exaone4ForCausalLM": Family(qk_norm="head", pattern=4),
+    "NemotronForCausalLM": Family(
+        norm_bias=True, gated=False, qkv_bias="attention_bias", o_bias="attention_bias", mlp_bias="mlp_bias",
+        rotary=0.5,
+    ),
+    "Ernie4_5ForCausalLM": Family(qkv_bias="use_bias", o_bias="use_bias", mlp_bias="use_bias", tied=True),
+}  # fmt: skip
+
+MIXTURES: dict[str, Family] = {
+    "MixtralForCausalLM": Family(experts=Experts(count="num_local_experts", width="intermediate_size")),
+    "Qwen2MoeForCausalLM": Family(
+        qkv_bias="qkv_bias", bias_defaults=(("qkv_bias", True),),
+        experts=Experts(
+            shared_width="shared_expert_intermediate_size", shared_gate=True, every="decoder_sparse_step",
+            dense_layers="mlp_only_layers",
+        ),
+    ),
+    "Qwen3MoeForCausalLM": replace(
+        _QWEN3, experts=Experts(every="decoder_sparse_step", dense_layers="mlp_only_layers")
+    ),
+    "OlmoeForCausalLM": Family(
+        qkv_bias="attention_bias", o_bias="attention_bias", qk_norm="all", experts=Experts(width="intermediate_size")
+    ),
+    "GraniteMoeForCausalLM": Family(
+        qkv_bias="attention_bias", o_bias="attention_bias",
+        experts=Experts(count="num_local_experts", width="intermediate_size"),
+    ),
+    "PhimoeForCausalLM": Family(
+        norm_bias=True, qkv_bias="attention_bias", o_bias="attention_bias", lm_head_bias="lm_head_bias",
+        experts=Experts(count="num_local_experts", width="intermediate_size"),
+    ),
+    "GptOssForCausalLM": Family(
+        qkv_bias="attention_bias", o_bias="attention_bias", sinks=True, pattern=2, rotary_float32=True,
+        bias_defaults=(("attention_bias", True),),
+        experts=Experts(
+            count="num_local_experts", width="intermediate_size", router_bias=True, expert_bias=True
+        ),
+    ),
+    "Glm4MoeForCausalLM": Family(
+        qkv_bias="attention_bias", qk_norm="head", qk_norm_flag="use_qk_norm", rotary=0.5,
+        experts=replace(_DEEPSEEK_EXPERTS, every=None, correction_bias=True),
+    ),
+    "MiniMaxM2ForCausalLM": Family(
+        qk_norm="all", experts=Experts(count="num_local_experts", width="intermediate_size", correction_bias=True)
+    ),
+    "DeepseekForCausalLM": Family(experts=_DEEPSEEK_EXPERTS),
+    "DeepseekV2ForCausalLM": Family(mla=True, experts=_DEEPSEEK_EXPERTS),
+    "DeepseekV3ForCausalLM": Family(mla=True, experts=replace(_DEEPSEEK_EXPERTS, correction_bias=True)),
+}  # fmt: skip
+
+FAMILIES: dict[str, Family] = {**DENSE, **MIXTURES}

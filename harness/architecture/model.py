@@ -1,0 +1,350 @@
+"""A Hugging Face config.json of a decoder -> its weights, part by part, and the KV cache of each layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from harness.architecture.families import FAMILIES, Family
+from harness.architecture.kv_layers import KvLayer, kv_layers
+from harness.architecture.parts import Component, Mixture, Mla, Sizes, components
+from harness.architecture.reader import Reader, show
+from harness.errors import UsageError, nearest
+
+VOCAB_PADDING = 64  # DEFAULT_VOCAB_PADDING_SIZE, vllm/model_executor/layers/vocab_parallel_embedding.py
+# Keys that make a model something else than a decoder of text; the families that read them are named.
+_MIXTURE_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
+_OTHER_KINDS = ("text_config", "vision_config", "index_topk", "linear_attn_config", "mamba_num_heads")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A decoder. Counts; ``max_model_len`` is vLLM's derived limit in tokens.
+
+    ``intermediate`` is the width of the dense MLP. ``rotary_shapes``: (positions, dims) of each cos/sin cache that
+    vLLM keeps, in float32 where ``rotary_float32`` says so.
+    """
+
+    name: str
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocab: int
+    max_model_len: int
+    default_model_len: int
+    max_len_key: str
+    tied: bool
+    gated: bool
+    dtype: str
+    rotary_shapes: tuple[tuple[int, int], ...]
+    rotary_float32: bool
+    mla: Mla | None
+    mixture: Mixture | None
+    kv_layers: tuple[KvLayer, ...]
+    components: tuple[Component, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the whole model, as transformers counts them: a tied embedding once, no padding."""
+        return sum(c.elements * self.copies(c) for c in self.components if c.counted)
+
+    @property
+    def active_parameters(self) -> int:
+        """Parameters that one token meets: of the routed experts only those that it is sent to."""
+        if self.mixture is None:
+            return self.parameters
+        idle = self.mixture.count - self.mixture.used
+        routed = sum(c.elements * self.copies(c) for c in self.components if c.kind == "experts" and c.counted)
+        return self.parameters - routed * idle // self.mixture.count
+
+    @property
+    def dense_width(self) -> int:
+        """Width of the widest MLP that every token passes: dense or shared; 0 where all experts are routed."""
+        if self.mixture is None:
+            return self.intermediate
+        dense = self.intermediate if len(self.mixture.layers) < self.layers else 0
+        return max(dense, self.mixture.shared)
+
+    @cached_property
+    def kv_kinds(self) -> dict[KvLayer, tuple[int, ...]]:
+        """Each kind of layer of the KV cache, in the order of its first layer, and the layers that are of it."""
+        kinds: dict[KvLayer, list[int]] = {}
+        last, members = None, [0]
+        for i, layer in enumerate(self.kv_layers):
+            if layer is not last:
+                last, members = layer, kinds.setdefault(layer, [])
+            members.append(i)
+        return {layer: tuple(members) for layer, members in kinds.items()}
+
+    def copies(self, component: Component, layers: range | None = None) -> int:
+        """How often the whole model (or its ``layers``) holds a part of that name."""
+        if component.place != "layer":
+            return 1
+        held = range(self.layers) if layers is None else layers
+        if component.layers is None:
+            return len(held)
+        return len(component.layers) if len(held) == self.layers else sum(i in held for i in component.layers)
+
+    def stage(self, stage: int, stages: int) -> range:
+        """The layers of pipeline stage ``stage`` (from 0)."""
+        split = stage_layers(self.layers, stages)
+        start = sum(split[:stage])
+        return range(start, start + split[stage])
+
+    def check_split(self, tp: int, pp: int = 1) -> None:
+        """Raises UsageError, in vLLM's own words, where ``tp`` x ``pp`` ranks can't share this model."""
+        if self.heads % tp:
+            raise UsageError(
+                f"Total number of attention heads ({self.heads}) must be divisible by tensor parallel size ({tp})."
+            )
+        # In the order in which vLLM builds the model: embedding, attention, MLP.
+        pairs = [(padded_vocab(self.vocab), tp)]
+        if self.mla is None:
+            pairs.append((max(self.kv_heads, tp), min(self.kv_heads, tp)))
+        pairs += [(width, tp) for width in self._widths()]
+        for whole, part in pairs:
+            if whole % part:
+                raise UsageError(f"{whole} is not divisible by {part} ({self.name}, {tp} ranks)")
+        if pp > self.layers:
+            raise UsageError(f"pipeline_parallel_size {pp} is more than the model's {self.layers} layers")
+
+    def _widths(self) -> list[int]:
+        widths = [self.intermediate] if self.mixture is None else [self.mixture.shared, self.mixture.width]
+        if self.mixture is not None and len(self.mixture.layers) < self.layers:
+            widths.insert(0, self.intermediate)
+        return [w for w in widths if w]
+
+    def kv_heads_on_rank(self, tp: int) -> int:
+        """KV heads that one rank holds: at least one, copied where ranks outnumber heads."""
+        return max(1, self.kv_heads // tp)
+
+    def rank_shape(self, component: Component, tp: int) -> tuple[int, ...]:
+        """The shape of ``component`` on one of ``tp`` ranks, the vocabulary padded as vLLM pads it."""
+        first, *rest = component.shape
+        if component.split == "column":
+            return (first // tp, *rest)
+        if component.split == "row":
+            return (first, rest[0] // tp)
+        if component.split == "expert_column":
+            return (first, rest[0] // tp, *rest[1:])
+        if component.split == "expert_row":
+            return (first, rest[0], rest[1] // tp)
+        if component.split == "vocab":
+            return (padded_vocab(first) // tp, *rest)
+        if component.split == "qkv":
+            return ((self.heads // tp + 2 * self.kv_heads_on_rank(tp)) * self.head_dim, *rest)
+        return component.shape
+
+
+def padded_vocab(vocab: int) -> int:
+    """Rows of the embedding as vLLM pads it (``pad_vocab_size``, vocab_parallel_embedding.py, 0.32)."""
+    return -(-vocab // VOCAB_PADDING) * VOCAB_PADDING
+
+
+def stage_layers(layers: int, stages: int) -> list[int]:
+    """Layers of each pipeline stage (``get_pp_indices``, vllm/distributed/utils.py, 0.32)."""
+    split = [layers // stages] * stages
+    for i in range(2, layers % stages + 2):
+        split[-i] += 1
+    return split
+
+
+# -- reading a config ------------------------------------------------------------------------------
+
+
+def from_config(config: dict[str, Any]) -> Architecture:
+    """The architecture that ``config`` (a Hugging Face config.json) describes.
+
+    Raises UsageError for a class that is not in :data:`FAMILIES` and for a key that is missing or absurd.
+    """
+    name = _class_name(config)
+    family = FAMILIES[name]
+    read = Reader(config, dict(family.keys))
+    _refuse_variants(name, family, config)
+    hidden = read.count("hidden_size")
+    layers = read.count("num_hidden_layers", largest=100_000)
+    heads = read.count("num_attention_heads")
+    mla = _mla(read) if family.mla else None
+    kv_heads = 1 if mla else _kv_heads(family, read, heads)
+    head_dim = mla.nope + mla.rope if mla else _head_dim(read, hidden, heads)
+    size = Sizes(
+        layers, hidden, heads, kv_heads, head_dim, _intermediate(name, read, hidden), read.count("vocab_size"),
+        read.flag("tie_word_embeddings", family.tied), mla, _mixture(family, read, layers),
+    )  # fmt: skip
+    limit, default_len, rotary_positions = _positions(name, read)
+    rotary: tuple[tuple[int, int], ...] = ()
+    if family.rotary is not None:
+        dims = mla.rope if mla else _rotary_dim(read, family.rotary, head_dim)
+        rotary = ((rotary_positions, dims),)
+        if family.rotary_local:
+            rotary = (*rotary, (read.positions, dims))
+    return Architecture(
+        name=name, layers=layers, hidden=hidden, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
+        intermediate=size.intermediate, vocab=size.vocab, max_model_len=limit, default_model_len=default_len,
+        max_len_key=read.key("max_position_embeddings"), tied=size.tied, gated=family.gated,
+        dtype=model_dtype(config), rotary_shapes=rotary, rotary_float32=family.rotary_float32, mla=mla,
+        mixture=size.mixture, kv_layers=kv_layers(name, family, read, layers, kv_heads, head_dim, mla),
+        components=tuple(components(family, read, size)),
+    )  # fmt: skip
+
+
+def _class_name(config: dict[str, Any]) -> str:
+    names = config.get("architectures")
+    if names is None or names == []:
+        raise UsageError("config: architectures: missing: the model's class, such as [LlamaForCausalLM]")
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+        raise UsageError(f"config: architectures: expected a list of class names, got {show(names)}")
+    name = names[0]
+    if name not in FAMILIES:
+        raise UsageError(
+            f"config: architectures: {name[:80]!r} is not supported yet{nearest(name, FAMILIES)} (this "
+            "version knows decoders of text with full, sliding-window or latent attention, dense or with experts; "
+            f"state-space and multimodal models come in a later version; known: {', '.join(FAMILIES)})"
+        )
+    return str(name)
+
+
+def _refuse_variants(name: str, family: Family, config: dict[str, Any]) -> None:
+    """A known class with a switch that changes its parts in a way that is not in the table."""
+    for key, value in family.must_be:
+        if key in config and config[key] is not value:
+            raise UsageError(
+                f"config: {key}: {name} with {key}={show(config[key])} is not supported yet (only {show(value)})"
+            )
+    foreign = [*_OTHER_KINDS, *(() if family.experts else _MIXTURE_KEYS), *(() if family.mla else ("kv_lora_rank",))]
+    for key in foreign:
+        if config.get(key) not in (None, 0):
+            raise UsageError(f"config: {key}: {name} with {key} is not supported yet")
+    if config.get("position_embedding_type", "absolute") not in ("absolute", "rope"):
+        raise UsageError(
+            f"config: position_embedding_type: {show(config['position_embedding_type'])} is not supported"
+        )
+    if name == "OPTForCausalLM" and config.get("word_embed_proj_dim") not in (None, config.get("hidden_size")):
+        raise UsageError("config: word_embed_proj_dim: an OPT whose embeddings are projected is not supported yet")
+
+
+def _kv_heads(family: Family, read: Reader, heads: int) -> int:
+    if family.kv_heads == "all":
+        return heads
+    if family.kv_heads == "multi_query":
+        return 1 if read.flag("multi_query", True) else heads
+    kv_heads = read.count("num_key_value_heads", default=heads)
+    if heads % kv_heads:
+        raise UsageError(
+            f"config: num_key_value_heads: {heads} attention heads can't share {kv_heads} KV heads evenly"
+        )
+    return kv_heads
+
+
+def _head_dim(read: Reader, hidden: int, heads: int) -> int:
+    given = read.count("head_dim", default=0)
+    if not given and hidden % heads:
+        raise UsageError(f"config: hidden_size: {hidden} is not a multiple of num_attention_heads {heads}")
+    return given or hidden // heads
+
+
+def _intermediate(name: str, read: Reader, hidden: int) -> int:
+    # Every other class states it; these four leave it to the usual multiple (transformers' configuration classes).
+    if name in ("FalconForCausalLM", "GPT2LMHeadModel", "GPTBigCodeForCausalLM", "GPTNeoXForCausalLM"):
+        return read.count("intermediate_size", default=4 * hidden)
+    return read.count("intermediate_size")
+
+
+def _mla(read: Reader) -> Mla:
+    return Mla(
+        read.count("q_lora_rank", default=0) or None, read.count("kv_lora_rank"), read.count("qk_nope_head_dim"),
+        read.count("qk_rope_head_dim"), read.count("v_head_dim"),
+    )  # fmt: skip
+
+
+def _mixture(family: Family, read: Reader, layers: int) -> Mixture | None:
+    keys = family.experts
+    if keys is None:
+        return None
+    count, used, width = read.count(keys.count), read.count(keys.used), read.count(keys.width)
+    if used > count:
+        raise UsageError(f"config: {keys.used}: {used} of {count} experts can't be chosen")
+    shared = read.count(keys.shared_width, default=0) if keys.shared_width else 0
+    if keys.shared_count:
+        shared = width * read.count(keys.shared_count, default=0)
+    first = read.count(keys.first_dense, default=0) if keys.first_dense else 0
+    every = read.count(keys.every, default=1) if keys.every else 1
+    dense = set(_layer_list(read, keys.dense_layers))
+    # DeepSeek counts every-th layers from 0, Qwen from 1 (deepseek_v2.py, qwen3_moe.py).
+    offset = 0 if keys.first_dense else 1
+    where = tuple(i for i in range(first, layers) if (i + offset) % every == 0 and i not in dense)
+    return Mixture(count, used, width, shared, where)
+
+
+def _layer_list(read: Reader, key: str | None) -> list[int]:
+    value = (read.config.get(key) if key else None) or []
+    if not isinstance(value, list) or not all(isinstance(i, int) for i in value):
+        raise UsageError(f"config: {key}: expected a list of layer numbers, got {show(value)}")
+    return value
+
+
+def model_dtype(config: dict[str, Any]) -> str:
+    """The number type that a config states. Raises UsageError for one that is not known."""
+    value = config.get("dtype", config.get("torch_dtype"))
+    if value is None:
+        return "float32"  # as transformers and vLLM read a config that doesn't say
+    known = ("float32", "float16", "bfloat16")
+    plain = value.removeprefix("torch.") if isinstance(value, str) else value
+    if plain not in known:
+        raise UsageError(f"config: torch_dtype: expected one of {', '.join(known)}, got {show(value)}")
+    return str(plain)
+
+
+# -- positions -------------------------------------------------------------------------------------
+
+
+def _rope(read: Reader) -> dict[str, Any]:
+    for key in ("rope_parameters", "rope_scaling"):
+        value = read.config.get(key)
+        if value is not None:
+            if not isinstance(value, dict):
+                raise UsageError(f"config: {key}: expected a mapping or null, got {show(value)}")
+            # One mapping for each kind of layer: the full layers' decides.
+            inner = value.get("full_attention")
+            return inner if isinstance(inner, dict) else value
+    return {}
+
+
+def _positions(name: str, read: Reader) -> tuple[int, int, int]:
+    """(longest max_model_len, default max_model_len, rows of the rotary cache).
+
+    Source: ``_get_and_verify_max_len`` (vllm/config/model.py) and ``get_rope``
+    (vllm/model_executor/layers/rotary_embedding), 0.32.
+    """
+    rope, positions = _rope(read), read.positions
+    inner = Reader(rope, {})
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind in ("default", "llama3", "mrope"):
+        return positions, positions, positions
+    if kind in ("linear", "dynamic"):
+        longer = int(positions * inner.factor())
+        if name.startswith("Gemma3"):  # its own limit counts the scaling already
+            return positions, positions, longer
+        return longer, longer, longer
+    if kind in ("yarn", "deepseek_yarn"):
+        original = inner.count("original_max_position_embeddings", default=positions)
+        return positions, positions, int(original * inner.factor())
+    if kind in ("longrope", "su"):
+        original = read.count(
+            "original_max_position_embeddings",
+            default=inner.count("original_max_position_embeddings", default=positions),
+        )
+        # Two tables, for short and for long prompts, in one cache.
+        return positions, original, original + positions
+    raise UsageError(f"config: rope_scaling: {show(kind)} is not supported yet")
+
+
+def _rotary_dim(read: Reader, default: float, head_dim: int) -> int:
+    share = read.config.get("partial_rotary_factor", read.config.get("rotary_pct", default))
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+        raise UsageError(f"config: partial_rotary_factor: expected a share from 0 to 1, got {show(share)}")
+    return read.count("rotary_dim", default=int(head_dim * share))

@@ -1,0 +1,59 @@
+"""``bench evidence``: every public run of the evidence, predicted from its configuration alone."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from harness.units import GIB
+
+if TYPE_CHECKING:
+    from harness.evidence import Compared
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, sizes in bytes.")
+@click.option("--markdown", is_flag=True, help="The document that is kept as docs/accuracy.md.")
+def evidence(as_json: bool, markdown: bool) -> None:
+    """Predict every public run of the evidence from its configuration and show how far off each term is.
+
+    \b
+    Examples:
+      bench evidence
+      bench evidence --json
+    """
+    from harness import evidence as proof
+
+    runs = proof.compared()
+    if as_json:
+        click.echo(json.dumps({"schema": 1, **proof.as_dict(runs)}, indent=1))
+    elif markdown:
+        click.echo(proof.document(runs), nl=False)
+    else:
+        _show(runs)
+
+
+def _show(runs: list[Compared]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from harness import evidence as proof
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, title="GiB; per cent of what was measured")
+    table.add_column("term")
+    table.add_column("rows")
+    for head in ("n", "MAE", "median", "p95", "worst", "bias", "median %", "p95 %", "worst %"):
+        table.add_column(head, justify="right")
+    for term, name, e in proof.term_errors(runs):
+        sizes = [f"{x / GIB:.3f}" for x in (e.mae, e.median, e.p95, e.worst)]
+        shares = [f"{x:.2f}" for x in (e.median_percent, e.p95_percent, e.worst_percent)]
+        table.add_row(term, name, str(e.runs), *sizes, f"{e.bias / GIB:+.3f}", *shares)
+    Console(width=110).print(table)
+    right, judged = proof.verdicts(runs)
+    click.echo(f"\nVerdicts: {right} of {judged} right; {len(runs) - judged} rows of a kind that is refused by name.")
+    for r in runs:
+        if r.supported and r.verdict != r.reached:
+            click.echo(f"  wrong: {r.id} {r.label}: {r.verdict or 'refused'} predicted, {r.reached or r.note}")

@@ -1,0 +1,77 @@
+"""Where the bytes of a model sit: its parts with their parameters and bytes, and its KV cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from harness.architecture import Architecture, from_config
+from harness.catalog import WeightFormat
+from harness.predict.settings import DTYPE_BYTES, config_format
+from harness.predict.weights import stored
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the model, all layers together; ``parameters`` is 0 for what is held but not learned."""
+
+    kind: str
+    name: str
+    copies: int
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """All parts of a model on one device, in the config's own format, and its KV cache in the model's dtype."""
+
+    architecture: Architecture
+    format: WeightFormat
+    dtype: str
+    parts: tuple[Part, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all parts, before the allocator rounds them."""
+        return sum(p.bytes for p in self.parts)
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes that one token writes to the cache, all layers together."""
+        return sum(k.bytes_per_token(1, DTYPE_BYTES[self.dtype]) for k in self.architecture.kv_layers)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The document of ``bench models NAME --json``."""
+        a = self.architecture
+        return {
+            "architecture": a.name,
+            "parameters": a.parameters,
+            "active_parameters": a.active_parameters,
+            "bytes": self.bytes,
+            "format": self.format.name,
+            "components": [{"name": p.name, "parameters": p.parameters, "bytes": p.bytes} for p in self.parts],
+            "kv": {
+                "kinds": list(dict.fromkeys(k.kind for k in a.kv_layers)),
+                "layers": [{"kind": k.kind, "window": k.window, "layers": len(n)} for k, n in a.kv_kinds.items()],
+                "bytes_per_token": self.kv_bytes_per_token,
+            },
+        }
+
+
+def inventory(config: dict[str, Any]) -> Inventory:
+    """The inventory of the model that ``config`` describes. Raises UsageError for one that is not known."""
+    a, kind = from_config(config), config_format(config)
+    dtype = kind.dtype or ("bfloat16" if a.dtype == "float32" else a.dtype)
+    size = DTYPE_BYTES[dtype]
+    parts = [
+        Part(
+            c.kind, c.name, a.copies(c), c.elements * a.copies(c) if c.counted else 0,
+            a.copies(c) * sum(n for _, n in stored(c, a, kind, size)),
+        )
+        for c in a.components
+    ]  # fmt: skip
+    for positions, dims in a.rotary_shapes:
+        bytes_ = positions * dims * (4 if a.rotary_float32 else size)
+        parts.append(Part("rotary", "rotary cos_sin_cache", 1, 0, bytes_))
+    return Inventory(a, kind, dtype, tuple(parts))

@@ -1,0 +1,78 @@
+"""``bench models``: the list, the inventory of one model, and bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import bench
+
+from harness import catalog
+from harness.predict.inventory import inventory
+
+
+@pytest.mark.parametrize("name", catalog.model_names())
+def test_the_parts_of_every_model_add_up(name: str) -> None:
+    shown = inventory(catalog.model_config(name)).as_dict()
+    assert sum(p["parameters"] for p in shown["components"]) == shown["parameters"]
+    assert sum(p["bytes"] for p in shown["components"]) == shown["bytes"]
+    assert shown["active_parameters"] <= shown["parameters"]
+    assert shown["kv"]["bytes_per_token"] > 0
+    layers = inventory(catalog.model_config(name)).architecture.layers
+    assert sum(row["layers"] for row in shown["kv"]["layers"]) == layers
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds", "per_token", "active"),
+    [
+        ("llama-3.1-8b", ["full"], 131_072, 8_030_261_248),
+        ("gpt-oss-20b", ["sliding", "full"], 49_152, 4_190_654_016),
+        ("deepseek-v3", ["mla"], 61 * 576 * 2, 37_551_681_536),
+    ],
+)
+def test_one_model_as_json(name: str, kinds: list[str], per_token: int, active: int) -> None:
+    shown = json.loads(bench("models", name, "--json").out)
+    assert shown["kv"]["kinds"] == kinds
+    assert shown["kv"]["bytes_per_token"] == per_token
+    assert shown["active_parameters"] == pytest.approx(active, rel=1e-3)
+    assert {"name", "parameters", "bytes"} == set(shown["components"][0])
+
+
+def test_a_local_config_is_shown_as_the_catalogues(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(catalog.model_config("mixtral-8x7b")))
+    for path in (tmp_path, tmp_path / "config.json"):
+        assert bench("models", "--config", str(path), "--json").out == bench("models", "mixtral-8x7b", "--json").out
+
+
+def test_the_table_shows_where_the_bytes_sit() -> None:
+    lines = bench("models", "mixtral-8x7b").out.splitlines()
+    assert lines[0] == (
+        "mistralai/Mixtral-8x7B-v0.1 (MixtralForCausalLM): 46,702,792,704 parameters, 12.88 B of them for a token; "
+        "weights bf16"
+    )
+    assert lines[4].split() == ["experts.w13", "experts", "32", "30,064,771,072", "57,344.0", "64.4", "%"]
+    assert lines[-1].startswith("KV cache: 32 full; one token writes 131,072 bytes (bfloat16)")
+    listed = bench("models").out
+    assert "60 mla" in listed and "12 sliding 128 + 12 full" in listed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["gpt-oss-21b"], "did you mean"),
+        (["gpt2", "--config", "x"], "not both"),
+        (["--config", "nowhere"], "nowhere: No such file or directory"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], said: str) -> None:
+    done = bench("models", *arguments)
+    assert done.code == 2 and said in done.err and len(done.err.splitlines()) == 1
+
+
+def test_a_broken_config_is_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    for text, said in (("{", "not JSON"), ("[]", "expected a mapping, got list"), ("[" * 100_000, "not JSON")):
+        file.write_text(text)
+        done = bench("models", "--config", str(file))
+        assert done.code == 2 and said in done.err, text[:9]

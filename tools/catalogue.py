@@ -1,0 +1,116 @@
+"""Adds models to the catalogue from config.json files, each checked against transformers on the meta device.
+
+    python tools/catalogue.py FOLDER     configs named ORG--MODEL_config.json; "_aliases" in one gives further names
+    python tools/catalogue.py            checks the whole catalogue again, changes nothing
+
+Only facts that decide memory are kept. A model whose parts do not add up to transformers' own count is not written.
+Needs torch and transformers (`make test` brings them).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from harness.architecture import from_config  # noqa: E402
+
+CATALOGUE = ROOT / "harness" / "catalog" / "models.json"
+KEPT = [
+    "architectures", "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings", "tie_word_embeddings",
+    "torch_dtype", "attention_bias", "attention_out_bias", "mlp_bias", "use_bias", "qkv_bias", "use_qkv_bias",
+    "lm_head_bias", "use_qk_norm", "qk_layernorm", "use_parallel_residual", "partial_rotary_factor", "rotary_pct",
+    "rotary_dim", "rope_scaling", "rope_parameters", "sliding_window", "use_sliding_window", "max_window_layers",
+    "sliding_window_pattern", "layer_types", "multi_query", "parallel_attn", "new_decoder_architecture", "alibi",
+    "bias", "n_embd", "n_layer", "n_head", "n_positions", "n_inner", "activation_function", "hidden_act",
+    "do_layer_norm_before", "word_embed_proj_dim", "ffn_dim", "num_experts", "num_local_experts",
+    "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size", "shared_expert_intermediate_size",
+    "n_shared_experts", "first_k_dense_replace", "moe_layer_freq", "decoder_sparse_step", "mlp_only_layers",
+    "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "n_group", "topk_group",
+    "topk_method", "scoring_func", "routed_scaling_factor", "norm_topk_prob", "original_max_position_embeddings",
+    "quantization_config", "pad_token_id",
+]  # fmt: skip
+# Of a quantization_config, what tells the format.
+KEPT_OF_QUANTIZATION = ("quant_method", "bits", "group_size", "weight_block_size", "config_groups")
+
+
+def trimmed(config: dict[str, Any]) -> dict[str, Any]:
+    """The config with the kept keys alone, dtype under its older name, long rope factors left out."""
+    if "dtype" in config and "torch_dtype" not in config:
+        config["torch_dtype"] = config["dtype"]
+    kept = {k: config[k] for k in KEPT if k in config}
+    for key in ("rope_scaling", "rope_parameters"):
+        if isinstance(kept.get(key), dict):
+            kept[key] = {k: v for k, v in kept[key].items() if not isinstance(v, list)}
+    if kept.get("quantization_config"):
+        kept["quantization_config"] = {
+            k: v for k, v in kept["quantization_config"].items() if k in KEPT_OF_QUANTIZATION
+        }
+    return kept
+
+
+def meta_parameters(config: dict[str, Any]) -> int:
+    """Parameters of transformers' own model, built without memory."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    left_out = ("architectures", "model_type", "torch_dtype", "quantization_config", "rope_scaling", "rope_parameters")
+    plain = {k: v for k, v in config.items() if k not in left_out}
+    hf = AutoConfig.for_model(config["model_type"].replace("kimi_k2", "deepseek_v3"), **plain)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(hf)
+    model.tie_weights()
+    return sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
+
+
+def check(name: str, config: dict[str, Any]) -> int:
+    """The parameter count on which both sides agree. Raises SystemExit where they don't."""
+    ours, theirs = from_config(config).parameters, meta_parameters(config)
+    if ours != theirs:
+        raise SystemExit(f"{name}: {ours:,} parameters here, {theirs:,} in transformers")
+    return ours
+
+
+def add(models: dict[str, Any], path: Path) -> None:
+    """Put the config at ``path`` into ``models``."""
+    name = path.name.removesuffix("_config.json").replace("--", "/")
+    config = json.loads(path.read_text(encoding="utf-8"))
+    aliases = config.get("_aliases", [name.split("/")[1].lower()])
+    kept = trimmed(config)
+    models[name] = {
+        "source": f"https://huggingface.co/{name}/blob/main/config.json",
+        "recorded": time.strftime("%Y-%m-%d"),
+        "parameters": check(name, kept),
+        "aliases": aliases,
+        "config": kept,
+    }
+
+
+def write(data: dict[str, Any]) -> None:
+    """One line a model."""
+    lines = [f"{json.dumps(n)}: {json.dumps(m)}" for n, m in data["models"].items()]
+    body = ",\n".join(lines)
+    CATALOGUE.write_text(f'{{\n"about": {json.dumps(data["about"])},\n"models": {{\n{body}\n}}\n}}\n', encoding="utf-8")
+
+
+def main() -> None:
+    """Add the models of a folder, or check all."""
+    data = json.loads(CATALOGUE.read_text(encoding="utf-8"))
+    if sys.argv[1:]:
+        for path in sorted(Path(sys.argv[1]).glob("*_config.json")):
+            add(data["models"], path)
+        write(data)
+    else:
+        for name, row in data["models"].items():
+            assert check(name, row["config"]) == row["parameters"], name
+    print(f"{len(data['models'])} models, all counted as in transformers")
+
+
+if __name__ == "__main__":
+    main()
