@@ -141,3 +141,12 @@ def test_errors_are_one_clear_line(file: str, changes: list[str], says: str) -> 
     ran = bench("capacity", Path("scenarios") / file, *(x for c in changes for x in ("--set", c)))
     assert (ran.code, ran.out) == (2, "")
     assert ran.err.startswith(f"bench: scenarios/{file}: ") and says in ran.err and ran.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["capacity", "paging"])
+@pytest.mark.parametrize("model", ["openai/gpt-oss-20b", "google/gemma-2-9b-it"])
+def test_a_load_that_can_not_be_simulated_gets_no_answer(command: str, model: str) -> None:
+    ran = bench(command, SCENARIOS / "70b_8k_int4.yaml", "--set", f"model={model}", "--set", "weights.format=auto")
+    assert ran.code == 2
+    assert ran.out == ""
+    assert ran.err.count("\n") == 1 and "the load is not judged: this model has" in ran.err

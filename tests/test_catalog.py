@@ -132,3 +132,19 @@ def test_every_engine_row_and_format_has_a_source():
     assert all(row["source"] for row in data("engines.json")["versions"].values())
     for name, row in data("formats.json")["formats"].items():
         assert row.get("dtype") or row.get("note") or row["source"].startswith("https://"), name
+
+
+def test_every_model_says_what_it_was_checked_against() -> None:
+    found = {catalog.model_facts(name)["checked"] for name in catalog.model_names()}
+    assert found == set(catalog.CHECKED)
+
+
+def test_a_prediction_on_an_unchecked_entry_says_so() -> None:
+    from harness.predict import predict
+    from harness.scenario import parse_scenario
+
+    def notes(model: str) -> str:
+        return " ".join(predict(parse_scenario(f"name: a\nmodel: {model}\ngpu: {{name: h100-sxm-80gb}}\n")).notes)
+
+    assert "parameter total alone" in notes("01-ai/Yi-6B")
+    assert "parameter total alone" not in notes("meta-llama/Llama-3.1-8B-Instruct")

@@ -1,6 +1,7 @@
 """Adds models to the catalogue from config.json files, each checked against transformers on the meta device.
 
-    python tools/catalogue.py FOLDER     configs named ORG--MODEL_config.json; "_aliases" in one gives further names
+    python tools/catalogue.py FOLDER     published configs named ORG--MODEL_config.json; "_aliases" in one gives
+                                         further names. They count as checked against the published file.
     python tools/catalogue.py            checks the whole catalogue again, changes nothing
 
 Only facts that decide memory are kept. A model whose parts do not add up to transformers' own count is not written.
@@ -84,6 +85,7 @@ def add(models: dict[str, Any], path: Path) -> None:
     aliases = config.get("_aliases", [name.split("/")[1].lower()])
     kept = trimmed(config)
     models[name] = {
+        "checked": "config",
         "source": f"https://huggingface.co/{name}/blob/main/config.json",
         "recorded": time.strftime("%Y-%m-%d"),
         "parameters": check(name, kept),

@@ -156,8 +156,17 @@ def model_config(name: str) -> dict[str, Any]:
     return dict(_data("models.json")["models"][key]["config"])
 
 
+# What an entry was compared with, in words; the rest of an entry that only counts right may be wrong.
+CHECKED = {
+    "config": "compared with the published config.json",
+    "log": "a public vLLM log agrees with its weights and its KV tokens",
+    "count": "checked by its parameter total alone: compare it with the published config.json, or name a local folder",
+}
+
+
 def model_facts(name: str) -> dict[str, Any]:
-    """What is recorded beside the config: source, date, parameters, aliases. Raises UsageError."""
+    """What is recorded beside the config: source, date, parameters, aliases, what it was ``checked`` against (a
+    key of :data:`CHECKED`). Raises UsageError."""
     key = _model_index().get(name.strip().lower())
     if key is None:
         raise _unknown("model", name, model_names(), "models")

@@ -44,8 +44,12 @@ def models(name: str | None, config: Path | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"schema": 1, **shown.as_dict()}, indent=1))
         return
-    title = str(config) if config is not None else catalog.model_facts(name or "")["name"]
-    _show(title, shown)
+    if config is not None:
+        _show(str(config), shown)
+        return
+    facts = catalog.model_facts(name or "")
+    _show(facts["name"], shown)
+    click.echo(f"Entry: {catalog.CHECKED[facts['checked']]} ({facts['source']})")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -48,6 +48,7 @@ def predict(scenario: Scenario) -> Account:
         engine_says=given.log if not broken else (*given.log, start_oom(architecture, chosen, given.budget)),
         notes=(
             *(f"{r.rung} is {r.reason}." for r in verdicts if r.holds is None and scenario.load is not None),
+            *_model_notes(scenario),
             *_notes(architecture, chosen, gpu, given, broken),
             *_simulation_notes(scenario, figures),
         ),
@@ -119,6 +120,13 @@ def _notes(
     elif catalog.version_key(chosen.vllm) < (0, 30) and given.refusal is not None:
         notes.append("The refusal is worded as in vLLM 0.32; older versions say the same in other words.")
     return notes
+
+
+def _model_notes(scenario: Scenario) -> tuple[str, ...]:
+    if scenario.model_folder is not None or not isinstance(scenario.model, str):
+        return ()
+    checked = catalog.model_facts(scenario.model)["checked"]
+    return (f"The catalogue's entry for {scenario.model} is {catalog.CHECKED['count']}.",) if checked == "count" else ()
 
 
 def _simulation_notes(scenario: Scenario, figures: LoadFigures) -> tuple[str, ...]:

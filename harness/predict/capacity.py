@@ -69,7 +69,7 @@ def capacity(scenario: Scenario) -> Capacity:
 def loaded_pool(scenario: Scenario) -> tuple[Account, Load, Limits]:
     """The prediction, the load and the scheduler's limits on the predicted pool.
 
-    Raises UsageError where the scenario states no load or is granted no pool.
+    Raises UsageError where the scenario states no load, is granted no pool, or has one that can't be simulated.
     """
     if scenario.load is None:
         raise UsageError("load: missing: there is no load to judge the pool under")
@@ -78,6 +78,9 @@ def loaded_pool(scenario: Scenario) -> tuple[Account, Load, Limits]:
     if not (starts and starts.holds) or account.kv.num_blocks is None:
         failed = next(r for r in account.rungs if not r.holds)
         raise UsageError(f"no pool to judge: {failed.rung} fails: {failed.reason}")
+    held = account.rung("HOLDS")
+    if held is not None and held.holds is None:
+        raise UsageError(f"the load is {held.reason}")
     return account, scenario.load, limits_of(scenario.engine, settings(scenario), account.kv.num_blocks)
 
 
