@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, bench
@@ -124,3 +128,16 @@ def test_what_vllm_refused_is_refused_in_its_words(row_id: str, words: str):
     with pytest.raises(UsageError) as caught:
         predict(evidence.scenario(ROWS[row_id]))
     assert words in str(caught.value)
+
+
+def test_the_script_prints_each_run_and_its_worst_errors() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.evidence"], capture_output=True, text=True, check=True,
+        cwd=Path(__file__).resolve().parent.parent,
+    )  # fmt: skip
+    *_, last = done.stdout.splitlines()
+    words = r"(\d+) runs: worst weights ([\d.]+) %, KV pool mean error [\d.]+ GiB, worst ([\d.]+) GiB"
+    found = re.fullmatch(words, last)
+    assert found is not None
+    assert len(done.stdout.splitlines()) == int(found[1]) + 2 >= 41
+    assert float(found[2]) <= 0.5 and float(found[3]) <= 0.15
