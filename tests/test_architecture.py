@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from harness import catalog
@@ -296,6 +296,7 @@ KEYS = st.sampled_from([
 
 @settings(max_examples=400, deadline=None)
 @given(st.sampled_from(sorted(FAMILIES)), st.dictionaries(KEYS, JSON | st.integers(-2, 10**14), max_size=5))
+@example("Cohere2ForCausalLM", {"layer_types": [None, None, None]})
 def test_whatever_it_is_fed_it_gives_an_architecture_or_a_usage_error(name: str, changes: dict[str, Any]):
     config = {**SMALL, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "ffn_dim": 128,
               "architectures": [name], **changes}  # fmt: skip

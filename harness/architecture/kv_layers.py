@@ -73,7 +73,7 @@ def _kinds(family: Family, read: Reader, layers: int) -> list[str]:
 def _given(kinds: object, layers: int) -> list[str]:
     if not isinstance(kinds, list) or len(kinds) != layers:
         raise UsageError(f"config: layer_types: expected a list of {layers} names, one a layer")
-    unknown = next((k for k in kinds if not isinstance(k, str) or k not in _TYPES), None)
-    if unknown is not None:
-        raise UsageError(f"config: layer_types: {show(unknown)} is not supported yet (known: {', '.join(_TYPES)})")
+    for kind in kinds:
+        if not isinstance(kind, str) or kind not in _TYPES:
+            raise UsageError(f"config: layer_types: {show(kind)} is not supported yet (known: {', '.join(_TYPES)})")
     return [_TYPES[k] for k in kinds]
