@@ -120,15 +120,15 @@ def _rehearsal(scenario: Scenario, prediction: Account, engine: vllm.Installed, 
     model = scratch / "model"
     double.write(model)
     own = double.limits
-    tokens = own.num_blocks * own.block_size
+    concurrency = own.num_blocks / -(-own.max_model_len // own.block_size)
     expected = Account(
         kv=KvPool(
             bytes_per_token=standin.BYTES_PER_TOKEN,
             bytes_per_block=standin.BYTES_PER_TOKEN * own.block_size,
             block_size=own.block_size,
             num_blocks=own.num_blocks,
-            tokens=tokens,
-            max_concurrency=own.num_blocks / -(-own.max_model_len // own.block_size),
+            tokens=int(concurrency * own.max_model_len),  # as vLLM counts them
+            max_concurrency=concurrency,
         ),
         load=simulate(scenario.load, own).figures,
         notes=double.notes,

@@ -147,4 +147,6 @@ def test_a_prediction_on_an_unchecked_entry_says_so() -> None:
         return " ".join(predict(parse_scenario(f"name: a\nmodel: {model}\ngpu: {{name: h100-sxm-80gb}}\n")).notes)
 
     assert "parameter total alone" in notes("01-ai/Yi-6B")
+    on_cpu = "name: a\nmodel: 01-ai/Yi-6B\ndevice: cpu\nengine: {kv_cache_memory_bytes: 512 MiB}\n"
+    assert "parameter total alone" in " ".join(predict(parse_scenario(on_cpu)).notes)
     assert "parameter total alone" not in notes("meta-llama/Llama-3.1-8B-Instruct")

@@ -5,6 +5,8 @@ Pure arithmetic: no torch, no vLLM, no GPU.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from harness import catalog
 from harness.architecture import Architecture, from_config
 from harness.catalog import Gpu
@@ -31,7 +33,8 @@ def predict(scenario: Scenario) -> Account:
     if scenario.on_cpu:
         from harness.predict.cpu import predict_cpu
 
-        return predict_cpu(scenario)
+        account = predict_cpu(scenario)
+        return replace(account, notes=(*_model_notes(scenario), *account.notes))
     gpu = device_gpu(scenario)
     if gpu is None:
         raise UsageError("gpu: missing: name a GPU or say device: cpu")

@@ -43,7 +43,6 @@ class Budget:
     requested: Estimate
     profiled: Estimate  # what the profile leaves for KV
     available: Estimate  # the same, unless the pool is set by hand
-    token_bytes: int
     block_bytes: int
 
     @property
@@ -101,11 +100,10 @@ def budget(architecture: Architecture, settings: Settings, gpu: Gpu, stage: int)
     )
     requested = _requested(total, settings.gpu_memory_utilization)
     profiled = _profiled(requested, parts, settings)
-    token = kv_cache.bytes_per_token(architecture, settings, stage)
     block = kv_cache.bytes_per_block(architecture, settings, stage)
     available = _by_hand(settings, block) or profiled
     init = overhead.runtime_at_init(settings, gpu)
-    return Budget(stage, total, init, *parts, requested, profiled, available, token, block)
+    return Budget(stage, total, init, *parts, requested, profiled, available, block)
 
 
 def _requested(total: Estimate, share: float) -> Estimate:

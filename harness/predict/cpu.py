@@ -50,7 +50,6 @@ def predict_cpu(scenario: Scenario) -> Account:
 
 def _grant(architecture: Architecture, chosen: Settings, scenario: Scenario) -> Grant:
     memory = _memory()
-    token = kv_cache.bytes_per_token(architecture, chosen)
     block = kv_cache.bytes_per_block(architecture, chosen)
     weights = _weights(architecture, chosen)
     runtime = _runtime(scenario)
@@ -59,7 +58,7 @@ def _grant(architecture: Architecture, chosen: Settings, scenario: Scenario) -> 
     budget = Budget(
         stage=0, cuda_total=memory, init=runtime, weights=weights, non_torch=_late_growth(scenario),
         activation=_activations(architecture, chosen, scenario), graphs=nothing, requested=memory,
-        profiled=available, available=available, token_bytes=token, block_bytes=block,
+        profiled=available, available=available, block_bytes=block,
     )  # fmt: skip
     needed = kv_cache.request_blocks(architecture, chosen, chosen.max_model_len) * block
     check = available.bytes - block
