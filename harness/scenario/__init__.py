@@ -1,0 +1,18 @@
+"""The scenario language: a strict YAML file, checked whole, with every fault named at its line.
+
+``load_scenario(path)`` returns a frozen :class:`Scenario` or raises :class:`ScenarioError` that lists
+all faults of the file at once, each as ``file:line: key: what was expected``. One file a mapping.
+"""
+
+from harness.scenario.device import Gpu
+from harness.scenario.engine import Engine
+from harness.scenario.expect import Expect
+from harness.scenario.load import Lengths, Load, Lognormal, Normal, Uniform, longest_request
+from harness.scenario.reading import load_scenario, parse_scenario
+from harness.scenario.scenario import Scenario, schema
+from harness.scenario.weights import Weights
+
+__all__ = [
+    "Engine", "Expect", "Gpu", "Lengths", "Load", "Lognormal", "Normal", "Scenario", "Uniform", "Weights",
+    "load_scenario", "longest_request", "parse_scenario", "schema",
+]  # fmt: skip

@@ -1,0 +1,60 @@
+"""``gpu``: what the model is to run on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from harness import catalog
+from harness.errors import UsageError
+from harness.scenario.fields import LARGEST_BYTES, Fault, Part, Size
+
+if TYPE_CHECKING:
+    from harness.scenario.scenario import Scenario
+
+
+SMALLEST_GPU_BYTES = 2**28
+
+
+def _gpu_name(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            return catalog.gpu(value).name
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+    return value
+
+
+class Gpu(Part):
+    """One kind of GPU: by catalogue name, or by its memory."""
+
+    name: Annotated[str, BeforeValidator(_gpu_name)] | None = Field(None, description="a catalogue name (`bench gpus`)")
+    memory: Size | None = Field(
+        None, description="total memory as the driver states it, where the catalogue doesn't know the GPU"
+    )
+    count: Annotated[int, Field(ge=1, le=1024)] = 1
+
+
+def device_faults(s: Scenario) -> Iterator[Fault]:
+    """Faults that lie between keys."""
+    if s.gpu is None:
+        if s.device is None:
+            yield ("gpu",), "missing: name a GPU (gpu: {name: h100-sxm-80gb}) or say device: cpu"
+        elif not (
+            s.engine.gpu_memory_utilization or s.engine.kv_cache_memory_bytes or s.engine.num_gpu_blocks_override
+        ):
+            yield (
+                ("engine", "kv_cache_memory_bytes"),
+                "missing: on this computer say how large the KV pool is (kv_cache_memory_bytes: 256 MiB)",
+            )
+        return
+    if s.device is not None:
+        yield ("device",), "given beside gpu: a scenario has one device"
+    if s.gpu.name is None and s.gpu.memory is None:
+        yield ("gpu", "name"), "missing: a catalogue name (`bench gpus`), or give memory: 24 GiB"
+    if s.gpu.name is not None and s.gpu.memory is not None:
+        yield ("gpu", "memory"), "given beside name: the catalogue knows this GPU's memory"
+    elif s.gpu.memory is not None and not SMALLEST_GPU_BYTES <= s.gpu.memory <= LARGEST_BYTES:
+        yield ("gpu", "memory"), f"expected 256 MiB to 1 PiB, got {s.gpu.memory:,} bytes"

@@ -1,0 +1,77 @@
+"""``engine``: vLLM's arguments by vLLM's own names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from harness import catalog
+from harness.errors import UsageError
+from harness.scenario.fields import LARGEST_BYTES, Fault, Part, Size, Tokens
+
+if TYPE_CHECKING:
+    from harness.scenario.scenario import Scenario
+
+
+class Engine(Part):
+    """vLLM's arguments by vLLM's own names; what is not given takes that version's default."""
+
+    vllm: Annotated[str, Field(pattern=r"^[0-9]{1,6}(\.[0-9]{1,6}){1,2}$")] = Field(
+        catalog.DEFAULT_VLLM, description="a version in quotes, such as '0.33' or '0.32.0'"
+    )
+    max_model_len: Tokens | None = None
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
+    kv_cache_dtype: Literal["auto", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2"] = "auto"
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    block_size: Annotated[int, Field(ge=1, le=4096)] | None = None
+    max_num_seqs: Annotated[int, Field(ge=1, le=65_536)] | None = None
+    max_num_batched_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    tensor_parallel_size: Annotated[int, Field(ge=1, le=1024)] | None = None
+    pipeline_parallel_size: Annotated[int, Field(ge=1, le=1024)] = 1
+    enforce_eager: bool = False
+    enable_prefix_caching: bool = True
+    kv_cache_memory_bytes: Size | None = None
+    num_gpu_blocks_override: Annotated[int, Field(ge=2, le=2**40)] | None = None
+    trust_remote_code: bool = False
+    enable_chunked_prefill: bool = True
+    long_prefill_token_threshold: Annotated[int, Field(ge=0, le=10_000_000)] = Field(
+        0, description="the most prompt tokens that one request may take in a step beside others; 0: no such limit"
+    )
+    scheduler_reserve_full_isl: bool = Field(
+        True, description="a request is admitted only when its whole input fits the free blocks"
+    )
+    watermark: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="the share of the pool that an admission must leave free"
+    )
+    async_scheduling: bool = Field(
+        False, description="simulate the scheduler one step ahead of the model, as a GPU's vLLM has it by default"
+    )
+    scheduling_policy: Literal["fcfs"] = Field("fcfs", description="first come, first served (priority: not yet)")
+
+
+def engine_faults(s: Scenario) -> Iterator[Fault]:
+    """Faults that lie between keys."""
+    tp, pp, count = s.tensor_parallel_size, s.engine.pipeline_parallel_size, s.count
+    if tp * pp != count:
+        yield (
+            ("engine", "tensor_parallel_size" if s.engine.tensor_parallel_size else "pipeline_parallel_size"),
+            f"tensor_parallel_size x pipeline_parallel_size is {tp} x {pp} = {tp * pp}, but "
+            + (f"gpu.count is {count}" if s.gpu else "device: cpu is one device"),
+        )
+    block, multiple = s.engine.block_size, 32 if s.on_cpu else 16
+    if block is not None and block % multiple:
+        backend = "the CPU backend pages" if s.on_cpu else "GPU attention backends page"
+        yield ("engine", "block_size"), f"{backend} in multiples of {multiple} tokens, got {block}"
+    if s.engine.async_scheduling and s.on_cpu:
+        yield ("engine", "async_scheduling"), "vLLM on this computer schedules synchronously"
+    if s.engine.async_scheduling and s.engine.long_prefill_token_threshold:
+        yield ("engine", "async_scheduling"), "not simulated yet beside engine.long_prefill_token_threshold"
+    size = s.engine.kv_cache_memory_bytes
+    if size is not None and size > LARGEST_BYTES:
+        yield ("engine", "kv_cache_memory_bytes"), f"expected at most 1 PiB, got {size:,} bytes"
+    try:
+        catalog.engine_defaults(s.engine.vllm)
+    except UsageError as error:
+        yield ("engine", "vllm"), str(error)

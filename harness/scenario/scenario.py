@@ -1,0 +1,137 @@
+"""One scenario file as an object."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from harness import catalog
+from harness.errors import UsageError
+from harness.scenario.device import Gpu
+from harness.scenario.engine import Engine
+from harness.scenario.expect import Expect
+from harness.scenario.fields import Part
+from harness.scenario.load import Load
+from harness.scenario.weights import Weights
+
+
+def _model_tag(value: Any) -> str:
+    return "config" if isinstance(value, dict) else "name"
+
+
+class Scenario(Part):
+    """One scenario file."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")] = Field(
+        description="a name of letters, digits, '.', '_' or '-' (80 at most)"
+    )
+    question: Annotated[str, Field(max_length=2000)] = ""
+    model: Annotated[
+        Annotated[str, Field(min_length=1, max_length=500), Tag("name")] | Annotated[dict[str, Any], Tag("config")],
+        Discriminator(_model_tag),
+    ] = Field(description="a catalogue name (`bench models`), a folder with config.json, or the config itself")
+    weights: Weights = Field(Weights(), description="such as {format: fp8}")
+    gpu: Gpu | None = Field(None, description="such as {name: h100-sxm-80gb, count: 1}")
+    device: Literal["cpu"] | None = Field(None, description="cpu: this computer, instead of a gpu")
+    engine: Engine = Field(Engine(), description="such as {max_model_len: 8192}")
+    load: Load | None = Field(
+        None,
+        description="such as {shape: closed, users: 4, requests: 8, prompt_tokens: 512, output_tokens: 128}",
+    )
+    expect: Expect = Field(Expect(), description="such as {starts: true, holds: false}")
+
+    _folder: Path = Path()
+
+    @property
+    def on_cpu(self) -> bool:
+        """True where the scenario's device is this computer."""
+        return self.device == "cpu"
+
+    @property
+    def count(self) -> int:
+        """Devices that the model is spread over."""
+        return self.gpu.count if self.gpu else 1
+
+    @property
+    def tensor_parallel_size(self) -> int:
+        """As given, else all devices that the pipeline stages leave."""
+        return self.engine.tensor_parallel_size or max(self.count // self.engine.pipeline_parallel_size, 1)
+
+    @property
+    def model_name(self) -> str:
+        """What reports call the model."""
+        if isinstance(self.model, str):
+            return self.model
+        name = self.model.get("_name_or_path")
+        return name if isinstance(name, str) and name else "inline config"
+
+    @property
+    def model_folder(self) -> Path | None:
+        """The local folder that holds config.json, or None."""
+        return config_folder(self.model, self._folder) if isinstance(self.model, str) else None
+
+    def config(self) -> dict[str, Any]:
+        """The model's Hugging Face config as a dict. Raises UsageError where there is none."""
+        if not isinstance(self.model, str):
+            return dict(self.model)
+        folder = self.model_folder
+        if folder is None:
+            return catalog.model_config(self.model)
+        try:
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{folder / 'config.json'} can't be read: {error}") from None
+        if not isinstance(config, dict):
+            raise UsageError(f"{folder / 'config.json'} is not a JSON object")
+        return config
+
+    def as_yaml(self) -> str:
+        """The scenario as resolved, without what was left at its default.
+
+        A local folder is replaced by the config in it, so that the text can be read anywhere.
+        """
+        from ruamel.yaml import YAML
+
+        data = json.loads(self.model_dump_json(exclude_unset=True))
+        if self.model_folder is not None:
+            data["model"] = {**self.config(), "_name_or_path": self.model}
+        out = io.StringIO()
+        yaml = YAML()
+        yaml.width = 110
+        yaml.dump(data, out)
+        return out.getvalue()
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the resolved scenario: equal digests, equal scenarios.
+
+        What is at its default is left out but for vLLM's version, the default that moves with ours: so a
+        key that the language gains later changes no digest of an older record.
+        """
+        data = self.model_dump_json(exclude_defaults=True) + self.engine.vllm
+        if self.model_folder is not None:
+            data += json.dumps(self.config(), sort_keys=True)
+        return hashlib.sha256(data.encode()).hexdigest()
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of the language (draft 2020-12), for editors."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "loadfit scenario",
+        **Scenario.model_json_schema(),
+    }
+
+
+def config_folder(model: str, folder: Path) -> Path | None:
+    """The folder that ``model`` names and that holds a config.json, or None."""
+    try:
+        path = folder / Path(model).expanduser()
+        return path if (path / "config.json").is_file() else None
+    except (OSError, RuntimeError, ValueError):  # a name that can't be a path, the home of nobody
+        return None
