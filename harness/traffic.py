@@ -25,6 +25,24 @@ def stream(load: Load) -> Iterator[Request]:
         yield Request(i, _draw(load.prompt_tokens, rng), _draw(load.output_tokens, rng))
 
 
+def arrivals_s(load: Load) -> Iterator[float] | None:
+    """When each request of ``load`` is sent, in seconds from the first one; None where answers tell.
+
+    Gaps between requests have the mean 1 / rate: all alike (constant), exponential (poisson, ramp), or gamma
+    distributed with the shape ``burstiness``. Drawn beside the lengths, so these are the same at any rate.
+    """
+    return None if load.rate is None else _timed(load, load.rate)
+
+
+def _timed(load: Load, rate: float) -> Iterator[float]:
+    rng, time_s = random.Random(f"{load.seed}/arrivals"), 0.0
+    shape = {"constant": None, "gamma": load.burstiness}.get(load.shape, 1.0)
+    for i in range(load.requests):
+        yield time_s
+        now = rate if load.end_rate is None else rate + (load.end_rate - rate) * i / load.requests
+        time_s += 1 / now if shape is None else rng.gammavariate(shape, 1 / (shape * now))
+
+
 def requests(load: Load) -> list[Request]:
     """All of :func:`stream`."""
     return list(stream(load))

@@ -18,6 +18,7 @@ from harness.modes import _scheduler_arguments, limits_of
 from harness.predict import predict
 from harness.scenario import Load, load_scenario, longest_request
 from harness.simulate import Limits, Point, Simulation, holds, simulate
+from harness.simulate.step_time import TIMELESS, StepTime
 from harness.simulate.timeline import MAX_POINTS, Timeline
 from harness.traffic import requests
 
@@ -29,13 +30,13 @@ def load(**keys: Any) -> Load:
     return Load.model_validate({"shape": "burst", "seed": 1, **keys})
 
 
-def against_vllm(work: Load, limits: Limits) -> Simulation:
+def against_vllm(work: Load, limits: Limits, step_time: StepTime = TIMELESS) -> Simulation:
     """Simulate, drive vLLM's scheduler, and demand the same at every step."""
     import vllm_scheduler
 
     steps: list[tuple[int, int, int, int]] = []
-    theirs = vllm_scheduler.run(work, limits, per_step=steps)
-    ours = simulate(work, limits)
+    theirs = vllm_scheduler.run(work, limits, per_step=steps, step_time=step_time)
+    ours = simulate(work, limits, step_time)
     assert replace(ours.figures, peak_blocks_needed=None) == theirs
     assert ours.figures.preemptions or not ours.tokens_recomputed
     done = 0
@@ -182,6 +183,37 @@ def test_any_workload_with_a_shared_prefix(
     if not limits.enable_chunked_prefill:
         limits = replace(limits, max_num_batched_tokens=max(limits.max_num_batched_tokens, limits.max_model_len))
     against_vllm(work, limits)
+
+
+@st.composite
+def arriving(draw: st.DrawFn) -> tuple[Load, Limits, StepTime]:
+    """As workloads(), or with a shared prefix, where the requests come at a rate: from a request every hundred steps to
+    a hundred a step. Some steps are as long as a gap exactly."""
+    work, limits = draw(workloads() | sharing())
+    shape = draw(st.sampled_from(["constant", "poisson", "gamma", "ramp"]))
+    keys: dict[str, Any] = {"shape": shape, "users": None, "rate": draw(st.sampled_from([0.5, 2, 20, 125, 1000]))}
+    if shape == "gamma":
+        keys["burstiness"] = draw(st.sampled_from([0.1, 0.5, 4.0]))
+    if shape == "ramp":
+        keys["end_rate"] = draw(st.sampled_from([0.5, 10, 2000]))
+    milliseconds = st.integers(0, 20).map(lambda ms: ms * 10**9)
+    step_time = StepTime(
+        draw(milliseconds), draw(milliseconds) // 100, draw(milliseconds) // 1000, draw(milliseconds) // 10_000
+    )
+    return work.model_copy(update=keys), limits, step_time
+
+
+@needs_vllm
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@given(arriving(), options(), st.booleans())
+def test_any_workload_that_arrives(
+    case: tuple[Load, Limits, StepTime], chosen: dict[str, Any], asynchronous: bool
+) -> None:
+    work, limits, step_time = case
+    limits = replace(limits, **{**chosen, "long_prefill_token_threshold": 0}, async_scheduling=asynchronous)
+    if not limits.enable_chunked_prefill:
+        limits = replace(limits, max_num_batched_tokens=max(limits.max_num_batched_tokens, limits.max_model_len))
+    against_vllm(work, limits, step_time)
 
 
 @needs_vllm

@@ -14,7 +14,8 @@ from typing import Any
 from harness.ledger import LoadFigures
 from harness.scenario import Load
 from harness.simulate import Limits
-from harness.traffic import prompt_ids, requests
+from harness.simulate.step_time import TIMELESS, StepTime
+from harness.traffic import arrivals_s, prompt_ids, requests
 
 VOCABULARY = 32_000
 # The scheduler's options that Limits names as vLLM does.
@@ -47,12 +48,12 @@ def _engine_config(max_num_seqs: int, max_num_batched_tokens: int, max_model_len
 
 def run(
     load: Load, limits: Limits, *, per_step: list[tuple[int, int, int, int]] | None = None,
-    loop_seconds: list[float] | None = None,
+    loop_seconds: list[float] | None = None, step_time: StepTime = TIMELESS,
 ) -> LoadFigures:  # fmt: skip
     """The figures that vLLM's Scheduler gives for ``load`` (all arrivals as in harness.simulate).
 
     ``per_step`` receives (blocks used, running, waiting, preemptions so far) after each schedule,
-    ``loop_seconds`` the time spent in vLLM's schedule and update_from_output.
+    ``step_time`` tells when arrivals are due, ``loop_seconds`` receives the time spent in vLLM's schedule and update_from_output.
     """
     import torch
     from vllm.sampling_params import SamplingParams
@@ -94,12 +95,21 @@ def run(
             )
         )  # fmt: skip
 
-    for r in work[: load.concurrency]:
+    times = arrivals_s(load)
+    at_once = 0 if times else load.concurrency
+    due = deque((round(t * 10**12), r) for t, r in zip(times or (), work, strict=bool(times)))
+    for r in work[:at_once]:
         add(r)
-    later = iter(work[load.concurrency :])
+    later = iter(() if times else work[at_once:])
     spent, under_way = 0.0, deque()
+    now_ps = began_ps = 0
+    decoding: set[str] = set()
     steps = preemptions = tokens = peak_running = peak_waiting = peak_blocks = 0
-    while scheduler.has_unfinished_requests():
+    while due or scheduler.has_unfinished_requests():
+        if not scheduler.has_unfinished_requests():
+            now_ps = began_ps = max(now_ps, due[0][0])
+        while due and due[0][0] <= (began_ps if limits.async_scheduling else now_ps):
+            add(due.popleft()[1])
         begun = time.perf_counter()
         plan = scheduler.schedule()
         spent += time.perf_counter() - begun
@@ -115,6 +125,7 @@ def run(
         ids = list(plan.num_scheduled_tokens)
         # A token of its own for each request, so that no two requests ever share a block.
         sampled = [[] if scheduler.requests[i].is_prefill_chunk else [10 + int(i[1:])] for i in ids]
+        began_ps, now_ps = now_ps, now_ps + _step_ps(plan, scheduler.requests, decoding, step_time)
         output = ModelRunnerOutput(ids, {x: n for n, x in enumerate(ids)}, sampled_token_ids=sampled)
         under_way.append((plan, output))
         if len(under_way) <= limits.async_scheduling:  # as EngineCore.step_with_batch_queue: one step ahead
@@ -132,3 +143,17 @@ def run(
         peak_blocks_used=peak_blocks, peak_running=peak_running, peak_waiting=peak_waiting,
         preemptions=preemptions, steps=steps, tokens_scheduled=tokens,
     )  # fmt: skip
+
+
+def _step_ps(plan: Any, known: dict[str, Any], decoding: set[str], step_time: StepTime) -> int:
+    """How long the step takes by ``step_time``; ``decoding``, those that had a token in their last step, is kept."""
+    decoding -= plan.preempted_req_ids or set()
+    kv_tokens = pairs = 0
+    for i, n in plan.num_scheduled_tokens.items():
+        before = known[i].num_computed_tokens - n
+        if i in decoding:
+            kv_tokens += before + 1
+        else:
+            pairs += n * before + n * (n + 1) // 2
+    decoding |= {i for i in plan.num_scheduled_tokens if not known[i].is_prefill_chunk}
+    return step_time.step(plan.total_num_scheduled_tokens, kv_tokens, pairs)

@@ -142,6 +142,9 @@ def judge_load(
             f"load: prompt and output reach {longest_request(load):,} tokens, "
             f"above max_model_len {settings.max_model_len:,}"
         )
+    if load.rate is not None:
+        reason = f"not judged: how long a step takes is not modelled yet, so what a {load.shape} load adds up to is not known"
+        return Rung(RungName.HOLDS, None, limited_by=KV_CACHE, reason=reason), LoadFigures()
     if not kv_cache.is_one_table(architecture, settings):
         tables = kv_cache.groups(architecture, settings)
         kinds = " and ".join(sorted({g.kind for g in tables}))

@@ -63,11 +63,21 @@ Lengths = Annotated[
 ]
 
 
+Rate = Annotated[float, Field(gt=0, le=1e6)]
+TIMED = ("constant", "poisson", "gamma", "ramp")
+
+
 class Load(Part):
     """Requests: how many, how long, and when."""
 
-    shape: Literal["closed", "burst"] = Field(
-        description="closed: each user sends the next request when the last one ends; burst: all at once"
+    shape: Literal["closed", "burst", "constant", "poisson", "gamma", "ramp"] = Field(
+        description="closed: each user sends the next request when the last one ends; burst: all at once; constant, "
+        "poisson, gamma: at a rate, whatever the answers; ramp: poisson at a rate that grows or falls"
+    )
+    rate: Rate | None = Field(None, description="requests per second; of a ramp, at its beginning")
+    end_rate: Rate | None = Field(None, description="of a ramp: requests per second at its end")
+    burstiness: Annotated[float, Field(gt=0, le=1e6)] | None = Field(
+        None, description="of a gamma load: the shape of the gaps' distribution; 1 is poisson, less is burstier"
     )
     users: Annotated[int, Field(ge=1, le=100_000)] | None = Field(None, description="of a closed load")
     requests: Annotated[int, Field(ge=1, le=1_000_000)] = Field(description="how many requests are sent in all")
@@ -93,6 +103,13 @@ def load_faults(s: Scenario, load: Load, architecture: Architecture | None) -> I
         yield ("load", "users"), "missing: a closed load has users"
     if load.shape == "burst" and load.users is not None:
         yield ("load", "users"), "a burst has no users: all its requests come at once"
+    if load.shape in TIMED and load.users is not None:
+        yield ("load", "users"), f"a {load.shape} load has no users: its requests come at a rate, answered or not"
+    keys = {"rate": TIMED, "end_rate": ("ramp",), "burstiness": ("gamma",)}
+    for key, shapes in keys.items():
+        if (load.shape in shapes) != (getattr(load, key) is not None):
+            wrong = "missing: a {0} load has one" if load.shape in shapes else "a {0} load has none"
+            yield ("load", key), wrong.format(load.shape)
     if load.users is not None and load.users > load.requests:
         yield ("load", "users"), f"{load.users} users but {load.requests} requests: some would have nothing to send"
     for key in ("prompt_tokens", "output_tokens"):

@@ -36,6 +36,7 @@ class Lockstep:
 
     def __init__(self, block_size: int) -> None:
         self.clock = self.count = 0
+        self._contexts = 0  # tokens of all of them, less one clock each
         self._size = block_size
         self._takers = [0] * block_size  # requests by the clock's reading, mod block size, at which they take a block
         self._finishes: list[tuple[int, int, Sequence]] = []  # a heap; entries of those that left are stale
@@ -44,12 +45,14 @@ class Lockstep:
         """From the next step on ``seq`` decodes: all but its last token have KV."""
         seq.finish = self.clock + seq.end - seq.tokens
         self._takers[self._phase(seq)] += 1
+        self._contexts += seq.end - seq.finish
         self.count += 1
         heapq.heappush(self._finishes, (seq.finish, seq.index, seq))
 
     def leave(self, seq: Sequence) -> None:
         """``seq`` decodes no longer; its figures are brought up to date."""
         self._takers[self._phase(seq)] -= 1
+        self._contexts -= seq.end - seq.finish
         self.count -= 1
         seq.tokens = seq.end - (seq.finish - self.clock)
         seq.computed = seq.tokens - 1
@@ -62,6 +65,11 @@ class Lockstep:
         self.clock += 1
         self.join(seq)
         self.clock -= 1
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens whose KV the next step reads or makes."""
+        return self._contexts + self.count * self.clock
 
     def _phase(self, seq: Sequence) -> int:
         return (seq.finish - seq.end + 1) % self._size

@@ -7,14 +7,16 @@ drives the real scheduler on the same loads and demands equal figures.
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import bisect_left
 from dataclasses import dataclass
 
 from harness.errors import UsageError
 from harness.ledger import LoadFigures
 from harness.scenario import Load, longest_request
+from harness.simulate.arrivals import Waiting
 from harness.simulate.lockstep import NOT_DECODING, Lockstep, Sequence
 from harness.simulate.pool import BlockPool
+from harness.simulate.step_time import TIMELESS, StepTime
 from harness.simulate.timeline import Point, Timeline
 from harness.traffic import stream
 
@@ -53,20 +55,21 @@ class Simulation:
         return not self.figures.preemptions and not self.waited_for_kv
 
 
-def simulate(load: Load, limits: Limits) -> Simulation:
+def simulate(load: Load, limits: Limits, step_time: StepTime = TIMELESS) -> Simulation:
     """What ``load`` does under ``limits``: counts equal to vLLM's own scheduler.
 
-    All requests that may be under way at once come before the first step; a closed load's user sends the
-    next request before the step after the one in which the last ended. Memory grows with the requests
+    A timed load's requests come when ``step_time`` has it that their time has come. Of others all that may be
+    under way at once come before the first step; a closed load's user sends the next request before the step
+    after the one in which the last ended. Memory grows with the requests
     that run or were preempted, not with those of the load. Raises UsageError where a request could never
     be served by the pool.
     """
     check(load, limits)
-    run = Run(load, limits, limits.num_blocks)
+    run = Run(load, limits, limits.num_blocks, step_time)
     run.finish()
     needed = run.peak_blocks
     if run.preemptions or run.waited_for_kv:
-        ample = Run(load, limits, UNBOUNDED)
+        ample = Run(load, limits, UNBOUNDED, step_time)
         ample.finish()
         needed = ample.peak_blocks
     figures = LoadFigures(
@@ -82,14 +85,14 @@ def simulate(load: Load, limits: Limits) -> Simulation:
     return Simulation(figures, run.waited_for_kv, recomputed, run.timeline.points())
 
 
-def holds(load: Load, limits: Limits) -> bool:
+def holds(load: Load, limits: Limits, step_time: StepTime = TIMELESS) -> bool:
     """Whether ``load`` runs without preemption and without waiting for blocks; found out at the first of either.
 
     Raises UsageError as :func:`simulate` does.
     """
     check(load, limits)
-    run = Run(load, limits, limits.num_blocks)
-    while run.running or len(run.waiting):
+    run = Run(load, limits, limits.num_blocks, step_time)
+    while run.unfinished:
         run.advance()
         if run.preemptions or run.waited_for_kv:
             return False
@@ -114,59 +117,15 @@ def check(load: Load, limits: Limits) -> None:
         )
 
 
-class _Waiting:
-    """The queue in front of the scheduler: preempted requests, then those that came and never ran.
-
-    Requests are drawn when they reach the head, so that a long queue takes no memory.
-    """
-
-    def __init__(self, load: Load) -> None:
-        self._drawn = stream(load)
-        self._arrived = load.concurrency
-        self._to_come = load.requests - load.concurrency
-        self._heads: deque[Sequence] = deque()  # the preempted, and the first of the others once it was drawn
-        self.tokens_asked = 0  # to compute, by all that were drawn
-
-    def __len__(self) -> int:
-        return len(self._heads) + self._arrived
-
-    def head(self) -> Sequence:
-        """The next request to run."""
-        if not self._heads:
-            request = next(self._drawn)
-            self._arrived -= 1
-            self.tokens_asked += request.prompt_tokens + request.output_tokens - 1
-            self._heads.append(Sequence(request.index, request.prompt_tokens, request.output_tokens))
-        return self._heads[0]
-
-    def pop(self) -> None:
-        """The head runs."""
-        self._heads.popleft()
-
-    def push_front(self, seq: Sequence) -> None:
-        """``seq`` was preempted."""
-        self._heads.appendleft(seq)
-
-    def remove(self, seq: Sequence) -> None:
-        """``seq``, which was preempted, has ended after all."""
-        self._heads.remove(seq)
-
-    def next_of_user(self) -> None:
-        """A request has ended: its user sends the next one, if there is one."""
-        if self._to_come:
-            self._to_come -= 1
-            self._arrived += 1
-
-
 class Run:
-    def __init__(self, load: Load, limits: Limits, num_blocks: int) -> None:
-        self.limits = limits
+    def __init__(self, load: Load, limits: Limits, num_blocks: int, step_time: StepTime = TIMELESS) -> None:
+        self.limits, self.step_time = limits, step_time
         self.watermark_blocks = int(limits.watermark * num_blocks)
         self.pool = BlockPool(
             num_blocks, caching=limits.enable_prefix_caching,
             shared_blocks=load.shared_prefix_tokens // limits.block_size,
         )  # fmt: skip
-        self.waiting = _Waiting(load)
+        self.waiting = Waiting(load)
         self.running: dict[int, Sequence] = {}  # in the order of admission, as vLLM's list
         self.prefilling: dict[int, Sequence] = {}  # those of them whose input is not computed yet
         self.decoding = Lockstep(limits.block_size)  # the others, but for
@@ -176,17 +135,36 @@ class Run:
         self.peak_blocks = self.peak_running = self.peak_waiting = 0
         self.waited_for_kv = False
         self.timeline = Timeline()
+        self.now_ps = self.began_ps = 0  # when the next step begins, when the last one began
         self._longest_chunk = UNBOUNDED
+        self._pairs = 0  # (query, key) pairs of this step's prefills
+        self._sits_out: list[Sequence] = []  # decoding requests that the budget of this step leaves out
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a request runs, waits or is still to come."""
+        return bool(self.running) or len(self.waiting) > 0 or self.waiting.next_ps is not None
 
     def finish(self) -> None:
         """Step until every request has ended."""
-        while self.running or len(self.waiting):
+        while self.unfinished:
             self.advance()
 
     def advance(self) -> None:
         """Steps in which nothing but decoding happens, all at once, then one whole step."""
+        self._arrive()
         self._skip_ahead()
+        self._arrive()
         self._step()
+
+    def _arrive(self) -> None:
+        """Those that have come when the next step is scheduled are waiting. Asynchronously it is scheduled when
+        the last one begins. Where nobody is there, time passes until somebody comes."""
+        if self.waiting.next_ps is None:
+            return
+        if not self.running and not len(self.waiting):
+            self.now_ps = self.began_ps = max(self.now_ps, self.waiting.next_ps)
+        self.waiting.until(self.began_ps if self.limits.async_scheduling else self.now_ps)
 
     # -- one step, as vLLM takes it -----------------------------------------------------------------
 
@@ -194,11 +172,15 @@ class Run:
         # A threshold for long prefills protects others; a request that is alone has the whole budget.
         alone = len(self.running) + len(self.waiting) <= 1
         self._longest_chunk = UNBOUNDED if alone else self.limits.long_prefill_token_threshold or UNBOUNDED
+        self._pairs, self._sits_out = 0, []
         budget, preempted = self._schedule_running()
         if not preempted:
             budget = self._schedule_waiting(budget)
+        tokens = self.limits.max_num_batched_tokens - budget
         self.steps += 1
-        self.tokens_scheduled += self.limits.max_num_batched_tokens - budget
+        self.tokens_scheduled += tokens
+        kv_tokens = self.decoding.kv_tokens - sum(seq.end - seq.finish + self.decoding.clock for seq in self._sits_out)
+        self.began_ps, self.now_ps = self.now_ps, self.now_ps + self.step_time.step(tokens, kv_tokens, self._pairs)
         self._observe()
         self._update()
 
@@ -251,6 +233,7 @@ class Run:
         for seq in order[i:]:
             if seq.finish != NOT_DECODING:
                 self.decoding.delay(seq)
+                self._sits_out.append(seq)
         return budget, preempted
 
     def _schedule_waiting(self, budget: int) -> int:
@@ -301,6 +284,7 @@ class Run:
         blocks = self._blocks_to(seq, tokens)
         self.pool.take(blocks)
         seq.blocks += blocks
+        self._pairs += tokens * seq.computed + tokens * (tokens + 1) // 2
         seq.computed += tokens
         self.pool.computed(seq.computed // self.limits.block_size)
 
@@ -370,14 +354,26 @@ class Run:
         seat = budget > 0 and running < self.limits.max_num_seqs
         if seat and len(self.waiting) and self._admissible(self.waiting.head(), budget):
             return
-        steps = self.decoding.steps_within(self.pool.free, self.decoding.steps_to_end() - 1)
+        steps = self._steps_until_somebody_comes(self.decoding.steps_to_end() - 1)
+        steps = self.decoding.steps_within(self.pool.free, steps)
         if steps < 1:
             return
+        kv_tokens = self.decoding.kv_tokens
+        self.began_ps = self.now_ps + self.step_time.decoding(steps - 1, running, kv_tokens)
+        self.now_ps += self.step_time.decoding(steps, running, kv_tokens)
         self.pool.take(self.decoding.blocks_for(steps))
         self.decoding.clock += steps
         self.steps += steps
         self.tokens_scheduled += steps * running
         self._observe()
+
+    def _steps_until_somebody_comes(self, most: int) -> int:
+        """How many of the next ``most`` steps of decoding are scheduled before the next request comes."""
+        if self.waiting.next_ps is None or most < 1:
+            return most
+        left, running, kv_tokens = self.waiting.next_ps - self.now_ps, self.decoding.count, self.decoding.kv_tokens
+        # A step for each: how many go before it.
+        return bisect_left(range(most), left, key=lambda before: self.step_time.decoding(before, running, kv_tokens))
 
 
 def _ceil(tokens: int, block_size: int) -> int:
