@@ -53,7 +53,8 @@ def run(
     """The figures that vLLM's Scheduler gives for ``load`` (all arrivals as in harness.simulate).
 
     ``per_step`` receives (blocks used, running, waiting, preemptions so far) after each schedule,
-    ``step_time`` tells when arrivals are due, ``loop_seconds`` receives the time spent in vLLM's schedule and update_from_output.
+    ``step_time`` tells when arrivals are due, ``loop_seconds`` receives the time spent
+    in vLLM's schedule and update_from_output.
     """
     import torch
     from vllm.sampling_params import SamplingParams

@@ -143,7 +143,7 @@ def judge_load(
             f"above max_model_len {settings.max_model_len:,}"
         )
     if load.rate is not None:
-        reason = f"not judged: how long a step takes is not modelled yet, so what a {load.shape} load adds up to is not known"
+        reason = f"not judged: requests come {load.rate:g} a second, and how long a step takes is not modelled yet"
         return Rung(RungName.HOLDS, None, limited_by=KV_CACHE, reason=reason), LoadFigures()
     if not kv_cache.is_one_table(architecture, settings):
         tables = kv_cache.groups(architecture, settings)
