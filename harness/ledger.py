@@ -109,6 +109,7 @@ class KvPool:
     num_blocks: int | None = None
     tokens: int | None = None
     max_concurrency: float | None = None
+    tables: int | None = None
 
     @property
     def usable_tokens(self) -> int | None:
@@ -122,9 +123,11 @@ class KvPool:
     def one_table(self) -> bool:
         """Whether a block holds ``block_size`` tokens of every layer; False where layers keep different spans.
 
-        Of several groups a block is one group's page: at most 0.6 of what a token takes in all. A measured pool's
-        figures are rounded, so they needn't be equal.
+        Where ``tables``, the number of KV groups, is not known: of several a block is one group's page, at most 0.6 of
+        what a token takes in all. A measured pool's figures are rounded, so they needn't be equal.
         """
+        if self.tables is not None:
+            return self.tables == 1
         if self.bytes_per_block is None or self.bytes_per_token is None or self.block_size is None:
             return True
         return self.bytes_per_block > 0.8 * self.bytes_per_token * self.block_size

@@ -209,7 +209,7 @@ def test_sliding_window_counts_only_where_it_is_used():
 
 def windows(config: dict[str, Any]) -> dict[int | None, int]:
     """Window -> number of layers."""
-    return dict(Counter(layer.window for layer in from_config(config).kv_layers))
+    return dict(Counter(layer.window for (layer,) in from_config(config).kv_layers))
 
 
 MIXTURE = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
@@ -274,7 +274,7 @@ def test_experts_are_split_by_width_and_the_latent_row_is_copied():
         assert half[name] * 2 == whole[name], name
     for name in ("qkv_a_proj.weight", "router.weight", "e_score_correction_bias"):
         assert half[name] == whole[name], name
-    assert a.kv_layers[0].bytes_per_token(1, 2) == a.kv_layers[0].bytes_per_token(4, 2) == (32 + 8) * 2
+    assert a.kv_layers[0][0].bytes_per_token(1, 2) == a.kv_layers[0][0].bytes_per_token(4, 2) == (32 + 8) * 2
     assert [a.copies(c) for c in a.components if c.name in ("experts.w2", "down_proj.weight")] == [1, 2]
     assert a.active_parameters == a.parameters - 2 * 6 * 3 * 64 * 32
 

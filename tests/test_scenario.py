@@ -156,7 +156,7 @@ BAD: list[tuple[str, str, str]] = [
     (ENGINE, "dtype: bf16", "s.yaml:4: engine.dtype: expected auto, bfloat16, float16 or float32, got \"bf16\"; "
      "did you mean 'bfloat16'?"),
     (ENGINE, "kv_cache_dtype: 8",
-     "s.yaml:4: engine.kv_cache_dtype: expected auto, bfloat16, float16, fp8, fp8_e4m3 or fp8_e5m2, got 8"),
+     "s.yaml:4: engine.kv_cache_dtype: expected auto, bfloat16, float16, fp8, fp8_e4m3, fp8_e5m2 or nvfp4, got 8"),
     ("closed", "open", 's.yaml:5: load.shape: expected closed, burst, constant, poisson, gamma or ramp, got "open"'),
     (PROMPT, "prompt_tokens: {distribution: lognorml, low: 1, high: 2}",
      "s.yaml:5: load.prompt_tokens.distribution: expected uniform, normal or lognormal, got \"lognorml\"; "

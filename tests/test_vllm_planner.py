@@ -6,67 +6,34 @@ The specs of each layer come from vLLM's own model classes on the meta device, a
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness import catalog
-from harness.architecture import from_config, stage_layers
+from harness.architecture import CHUNKED, FULL, INDEXER, MLA, SLIDING, STATE, KvLayer, State, from_config
 from harness.catalog import engine_defaults
+from harness.errors import UsageError
 from harness.predict import kv_cache
 from harness.predict.admission import no_memory, not_enough
-from harness.predict.settings import settings
+from harness.predict.block_size import aligned
+from harness.predict.settings import check_context_split, settings
 from harness.scenario import parse_scenario
 from harness.units import GIB, MIB
+from tests.vllm_oracle import Vllm, as_specs, build, layer_specs, vllm_on_meta
 
 MODELS = ("llama-3.1-70b", "smollm2-135m", "phi-2", "gemma-2b", "starcoder", "qwen2.5-7b")
 POOLS = (1, 3 * MIB, 700 * MIB, GIB + 12345, 20 * GIB)
 
 
 @pytest.fixture(scope="module")
-def planner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """plan(specs by worker, bytes by worker, max_model_len, override, in flight) -> (blocks, tokens, concurrency)."""
-    pytest.importorskip("torch")
-    pytest.importorskip("vllm")
-    try:
-        from vllm.config import VllmConfig
-        from vllm.engine.arg_utils import EngineArgs
-        from vllm.v1.core.kv_cache_utils import get_kv_cache_capacity, get_kv_cache_configs
-        from vllm.v1.core.single_type_kv_cache_manager import register_all_kvcache_specs
-    except ImportError as error:
-        pytest.skip(f"another vLLM than 0.32: {error}")
-    folder = tmp_path_factory.mktemp("model")
-    Path(folder / "config.json").write_text(json.dumps(catalog.model_config("llama-3.1-70b")))
-    config = EngineArgs(
-        model=str(folder),
-        skip_tokenizer_init=True,
-        load_format="dummy",
-        max_model_len=8192,
-        enforce_eager=True,
-    ).create_engine_config()
-    register_all_kvcache_specs(config)
-    config.cache_config.kv_cache_layout = "LBNHC"
-    in_flight = 8192
-
-    def plan(
-        specs: list[dict[str, Any]], available: list[int], max_model_len: int, override: int | None = None,
-        tokens_in_flight: int = 8192,
-    ) -> Any:  # fmt: skip
-        nonlocal in_flight
-        in_flight = tokens_in_flight
-        config.model_config.max_model_len = max_model_len
-        config.cache_config.num_gpu_blocks_override = override
-        planned = get_kv_cache_configs(config, specs, available)
-        return planned[0].num_blocks, *get_kv_cache_capacity(config, planned[0])
-
-    with pytest.MonkeyPatch.context() as patched:
-        # What a GPU's engine would have in flight, and not this computer's.
-        patched.setattr(VllmConfig, "max_in_flight_tokens", property(lambda _: in_flight))
-        yield plan
+def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm]:
+    """vLLM's own planner and model classes."""
+    with vllm_on_meta(tmp_path_factory.mktemp("model"), catalog.model_config("qwen3-30b-a3b")) as found:
+        yield found
 
 
 def resolved(
@@ -87,27 +54,12 @@ engine:
     return from_config(scenario.config()), settings(scenario)
 
 
-def specs_of(architecture: Any, chosen: Any) -> list[dict[str, Any]]:
-    import torch
-    from vllm.v1.kv_cache_interface import FullAttentionSpec
-
-    dtype = {1: torch.uint8, 2: torch.bfloat16, 4: torch.float32}[chosen.kv_dtype_bytes]
-    spec = FullAttentionSpec(
-        block_size=chosen.block_size,
-        num_kv_heads=architecture.kv_heads_on_rank(chosen.tensor_parallel_size),
-        head_size=architecture.head_dim,
-        dtype=dtype,
-    )
-    numbers = itertools.count()
-    return [
-        {f"layer.{next(numbers)}": spec for _ in range(layers)}
-        for layers in stage_layers(architecture.layers, chosen.pipeline_parallel_size)
-    ]
-
-
-def ours(architecture: Any, chosen: Any, available: int) -> Any:
+def ours(architecture: Any, chosen: Any, available: int, stage: int = 0) -> Any:
     """The same answer from harness.predict: counts, or the words of the refusal."""
-    block = kv_cache.bytes_per_block(architecture, chosen)
+    try:
+        block = kv_cache.bytes_per_block(architecture, chosen, stage)
+    except UsageError as error:
+        return str(error)
     if chosen.num_gpu_blocks_override is not None:
         available = chosen.num_gpu_blocks_override * block
     needed = kv_cache.request_blocks(architecture, chosen, chosen.max_model_len) * block
@@ -121,16 +73,9 @@ def ours(architecture: Any, chosen: Any, available: int) -> Any:
     return pool.num_blocks, pool.tokens, pool.max_concurrency
 
 
-def theirs(plan: Any, *args: Any) -> Any:
-    try:
-        return plan(*args)
-    except ValueError as error:
-        return f"ValueError: {error}"
-
-
 @pytest.mark.parametrize("kv_dtype", ["auto", "fp8"])
 @pytest.mark.parametrize("model", MODELS)
-def test_counts_and_refusals_equal_vllm(planner: Any, model: str, kv_dtype: str):
+def test_counts_and_refusals_equal_vllm(vllm: Vllm, model: str, kv_dtype: str):
     limit = from_config(catalog.model_config(model)).max_model_len
     answers = []
     for block_size, length, tp in itertools.product((16, 32, 48), (1000, min(8192, limit)), (1, 8)):
@@ -140,62 +85,13 @@ def test_counts_and_refusals_equal_vllm(planner: Any, model: str, kv_dtype: str)
             assert "divisible" in str(error)
             continue
         for available in POOLS:
-            expected = theirs(planner, specs_of(architecture, chosen), [available], length)
+            expected = vllm.plan(as_specs(architecture, chosen), [available], length)
             assert ours(architecture, chosen, available) == expected
             answers.append(type(expected))
     assert {str, tuple} <= set(answers)  # both kinds were seen
 
 
 # -- the specs of vLLM's own model classes ---------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def specs_by_vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """specs(config, block_size, kv_dtype) -> the KV spec of each layer, asked of vLLM's model on the meta device."""
-    torch = pytest.importorskip("torch")
-    pytest.importorskip("vllm")
-    from vllm.config import set_current_vllm_config
-    from vllm.distributed import parallel_state
-    from vllm.engine.arg_utils import EngineArgs
-    from vllm.model_executor.model_loader.utils import initialize_model
-
-    def configured(config: dict[str, Any], kv_dtype: str) -> Any:
-        folder = tmp_path_factory.mktemp("config")
-        (folder / "config.json").write_text(json.dumps(config))
-        # On a CPU the block must be a multiple of 32: that of the GPU is put in by `at_block_size`.
-        return EngineArgs(
-            model=str(folder), skip_tokenizer_init=True, load_format="dummy", enforce_eager=True, max_model_len=1024,
-            kv_cache_dtype=kv_dtype, block_size=32,
-        ).create_engine_config()  # fmt: skip
-
-    def specs(config: dict[str, Any], block_size: int, kv_dtype: str, tp: int) -> dict[str, Any]:
-        vllm = configured(config, kv_dtype)
-        with set_current_vllm_config(vllm), torch.device("meta"):
-            torch.set_default_dtype(vllm.model_config.dtype)
-            try:
-                initialize_model(vllm_config=vllm)
-            finally:
-                torch.set_default_dtype(torch.float32)
-        layers = vllm.compilation_config.static_forward_context
-        found = {n: m.get_kv_cache_spec(vllm) for n, m in layers.items() if hasattr(m, "get_kv_cache_spec")}
-        return {n: on_rank(s, block_size, tp) for n, s in found.items() if s is not None}
-
-    def on_rank(spec: Any, block_size: int, tp: int) -> Any:
-        from vllm.v1.kv_cache_interface import MLAAttentionSpec
-
-        heads = 1 if isinstance(spec, MLAAttentionSpec) else max(1, spec.num_kv_heads // tp)
-        return replace(spec, block_size=block_size, num_kv_heads=heads)
-
-    with set_current_vllm_config(configured(catalog.model_config("qwen3-30b-a3b"), "auto")):
-        started = not parallel_state.model_parallel_is_initialized()
-        if started:
-            store = f"file://{tmp_path_factory.mktemp('store') / 'store'}"
-            parallel_state.init_distributed_environment(1, 0, store, 0, "gloo")
-            parallel_state.initialize_model_parallel(1, 1)
-    yield specs
-    if started:
-        parallel_state.destroy_model_parallel()
-        parallel_state.destroy_distributed_environment()
 
 
 # Of every kind: full, all sliding, mixed with and without padding groups, latent; dense and with experts.
@@ -215,7 +111,7 @@ def shallow(config: dict[str, Any], architecture: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("model", KINDS)
-def test_every_kind_of_layer_plans_as_in_vllm(planner: Any, specs_by_vllm: Any, model: str):
+def test_every_kind_of_layer_plans_as_in_vllm(vllm: Vllm, model: str):
     config = catalog.model_config(model)
     limit = from_config(config).max_model_len
     seen = []
@@ -224,28 +120,104 @@ def test_every_kind_of_layer_plans_as_in_vllm(planner: Any, specs_by_vllm: Any, 
         if tp > 1 and from_config(config).heads % tp:
             continue
         architecture, chosen = resolved(model, 16, kv_dtype, tp, length)
-        own = specs_by_vllm(shallow(config, architecture), 16, kv_dtype, tp)
+        _, built = build(vllm, shallow(config, architecture), kv_cache_dtype=kv_dtype)
+        own = layer_specs(built, 16, tp)
         assert len(own) == architecture.layers
         for available in (1, 3 * MIB, 150 * MIB, 700 * MIB, 20 * GIB):
-            expected = theirs(planner, [own], [available], length, None, chosen.in_flight_tokens)
+            expected = vllm.plan([own], [available], length, in_flight=chosen.in_flight_tokens)
             assert ours(architecture, chosen, available) == expected, (kv_dtype, tp, available)
             seen.append(type(expected))
     assert {str, tuple} == set(seen)
 
 
+# Caches of every kind, by how many layers have each; a layer may have two.
+MIXES: dict[str, dict[KvLayer, int]] = {
+    "Nemotron-H-56B": {KvLayer(FULL, 8, 256): 10, KvLayer(STATE, 0, 0, state=State(49152, 1 << 22, 768, 8)): 54},
+    "Qwen3.5": {KvLayer(STATE, 0, 0, state=State(24576, 1 << 19)): 30, KvLayer(FULL, 2, 512): 10},
+    "latent and states": {KvLayer(MLA, 1, 576): 7, KvLayer(STATE, 0, 0, state=State(36864, 1 << 19)): 20},
+    "sparse attention": {KvLayer(MLA, 1, 576): 61, KvLayer(INDEXER, 1, 132, row_bytes=132): 61},
+    "shared indexers": {KvLayer(MLA, 1, 576): 78, KvLayer(INDEXER, 1, 132, row_bytes=132): 21},
+    "chunks": {KvLayer(CHUNKED, 8, 256, 8192): 36, KvLayer(FULL, 8, 256): 12},
+    "two head counts": {KvLayer(FULL, 8, 256): 20, KvLayer(FULL, 2, 256): 12},
+    "window with more heads": {KvLayer(SLIDING, 8, 320, 128): 39, KvLayer(FULL, 4, 320): 9},
+    "window with wider heads": {KvLayer(SLIDING, 8, 512, 1024): 25, KvLayer(FULL, 2, 1024): 5},
+    "pages that don't divide": {KvLayer(SLIDING, 8, 192, 512): 12, KvLayer(FULL, 8, 256): 12},
+    "three kinds": {
+        KvLayer(SLIDING, 8, 256, 512): 8, KvLayer(FULL, 8, 256): 4,
+        KvLayer(STATE, 0, 0, state=State(12288, 1 << 18)): 12,
+    },
+    "two windows": {KvLayer(SLIDING, 8, 256, 512): 8, KvLayer(SLIDING, 8, 256, 4096): 8, KvLayer(FULL, 8, 256): 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("prefix_caching", [True, False])
+@pytest.mark.parametrize("name", MIXES)
+def test_mixed_layers_are_grouped_as_in_vllm(vllm: Vllm, name: str, prefix_caching: bool):
+    caches = [[cache] * layers for cache, layers in MIXES[name].items()]
+    shuffled = [c for turn in itertools.zip_longest(*caches) for c in turn if c is not None]
+    seen = []
+    for block_size, tp, pp, kv_bytes in ((16, 1, 1, 2), (64, 2, 1, 1), (16, 8, 2, 2)):
+        base, chosen = resolved("llama-3.1-70b", block_size, "auto", tp, 8192, pp=pp)
+        architecture = replace(base, layers=len(shuffled), kv_layers=tuple((c,) for c in shuffled))
+        # Unaligned blocks too, as if vLLM had not made room for the states beforehand.
+        for size in {block_size, aligned(architecture, block_size, tp, kv_bytes, 2, 4)}:
+            own = replace(
+                chosen, block_size=size, kv_dtype_bytes=kv_bytes, state_dtype_bytes=4,
+                enable_prefix_caching=prefix_caching,
+            )  # fmt: skip
+            for available in (1, 300 * MIB, 3 * GIB, 200 * GIB):
+                expected = vllm.plan(
+                    as_specs(architecture, own), [available] * pp, 8192, in_flight=own.in_flight_tokens,
+                    prefix_caching=prefix_caching,
+                )  # fmt: skip
+                got = [ours(architecture, own, available, stage) for stage in range(pp)]
+                refused = [g for g in got if isinstance(g, str)]
+                assert (refused or [min(got)])[0] == expected, (size, tp, pp, available)
+                seen.append(type(expected))
+    assert {str, tuple} == set(seen)
+
+
+def test_context_parallel_ranks_share_a_request_as_in_vllm(vllm: Vllm):
+    for model, tp, dcp in (("deepseek-v3", 8, 8), ("gemma-2b", 8, 8), ("llama-3.1-8b", 32, 4)):
+        architecture, chosen = resolved(
+            model, 16, "auto", tp, 8192, more=f"decode_context_parallel_size: {dcp}"
+        )
+        for available in (3 * MIB, 20 * GIB):
+            expected = vllm.plan(as_specs(architecture, chosen), [available], 8192, dcp=dcp)
+            assert ours(architecture, chosen, available) == expected
+
+
+@pytest.mark.parametrize(("tp", "dcp"), [(8, 2), (32, 8), (16, 2), (32, 4)])
+def test_a_context_split_is_refused_as_in_vllm(vllm: Vllm, tp: int, dcp: int):
+    model = vllm.configured(catalog.model_config("llama-3.1-8b")).model_config
+    parallel = copy(vllm.config.parallel_config)
+    parallel.tensor_parallel_size, parallel.decode_context_parallel_size = tp, dcp
+    said = []
+    for check in (
+        lambda: model.verify_with_parallel_config(parallel),
+        lambda: check_context_split(from_config(catalog.model_config("llama-3.1-8b")), tp, dcp),
+    ):
+        try:
+            check()
+            said.append("")
+        except (ValueError, UsageError) as error:
+            said.append(str(error))
+    assert said[0] == said[1]
+
+
 @pytest.mark.parametrize("blocks", [2, 300, 513, 514, 4096])
-def test_an_override_counts_as_in_vllm(planner: Any, blocks: int):
+def test_an_override_counts_as_in_vllm(vllm: Vllm, blocks: int):
     architecture, chosen = resolved(
         "llama-3.1-70b", 16, "auto", 1, 8192, more=f"num_gpu_blocks_override: {blocks}"
     )
-    expected = theirs(planner, specs_of(architecture, chosen), [20 * GIB], 8192, blocks)
+    expected = vllm.plan(as_specs(architecture, chosen), [20 * GIB], 8192, override=blocks)
     assert ours(architecture, chosen, 20 * GIB) == expected
 
 
-def test_a_pipeline_gets_the_blocks_of_its_poorest_stage(planner: Any):
+def test_a_pipeline_gets_the_blocks_of_its_poorest_stage(vllm: Vllm):
     architecture, chosen = resolved("qwen2.5-7b", 16, "auto", 1, 8192, pp=8)
     available = [3 * GIB + i * MIB for i in range(8)]
-    blocks, _, _ = planner(specs_of(architecture, chosen), available, 8192)
+    blocks, _, _ = vllm.plan(as_specs(architecture, chosen), available, 8192)
     assert blocks == min(
         bytes_ // kv_cache.bytes_per_block(architecture, chosen, stage)
         for stage, bytes_ in enumerate(available)

@@ -44,7 +44,7 @@ class Architecture:
     rotary_float32: bool
     mla: Mla | None
     mixture: Mixture | None
-    kv_layers: tuple[KvLayer, ...]
+    kv_layers: tuple[tuple[KvLayer, ...], ...]
     components: tuple[Component, ...]
 
     @property
@@ -71,13 +71,11 @@ class Architecture:
 
     @cached_property
     def kv_kinds(self) -> dict[KvLayer, tuple[int, ...]]:
-        """Each kind of layer of the KV cache, in the order of its first layer, and the layers that are of it."""
+        """Each kind of cache, in the order of its first layer, and the layers that keep one of it."""
         kinds: dict[KvLayer, list[int]] = {}
-        last, members = None, [0]
-        for i, layer in enumerate(self.kv_layers):
-            if layer is not last:
-                last, members = layer, kinds.setdefault(layer, [])
-            members.append(i)
+        for i, caches in enumerate(self.kv_layers):
+            for cache in caches:
+                kinds.setdefault(cache, []).append(i)
         return {layer: tuple(members) for layer, members in kinds.items()}
 
     def copies(self, component: Component, layers: range | None = None) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harness import catalog
-from harness.architecture import SLIDING, Architecture
+from harness.architecture import Architecture
 from harness.errors import UsageError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _read(path: Path) -> dict[str, Any]:
 def kv_words(architecture: Architecture) -> str:
     """The layers of the cache in words: ``12 sliding 128 + 12 full``."""
     return " + ".join(
-        f"{len(members)} {layer.kind}" + (f" {layer.window}" if layer.kind == SLIDING else "")
+        f"{len(members)} {layer.kind}" + (f" {layer.window}" if layer.window else "")
         for layer, members in architecture.kv_kinds.items()
     )
 
@@ -98,7 +98,7 @@ def _row(name: str, shown: Inventory) -> dict[str, Any]:
     a = shown.architecture
     return {
         "name": name, "parameters": a.parameters, "active_parameters": a.active_parameters, "layers": a.layers,
-        "heads": a.heads, "kv_heads": a.kv_heads, "kv_kinds": sorted({k.kind for k in a.kv_layers}),
+        "heads": a.heads, "kv_heads": a.kv_heads, "kv_kinds": sorted({k.kind for k in a.kv_kinds}),
         "kv_bytes_per_token": shown.kv_bytes_per_token,
     }  # fmt: skip
 
@@ -115,9 +115,10 @@ def _show(title: str, shown: Inventory) -> None:
         table.add_row(*_cells(part, shown.bytes))
     table.add_row("all", "", "", f"{a.parameters:,}", f"{shown.bytes / 2**20:,.1f}", "100.0 %")
     _print(table)
+    state = f"; a request's states take {shown.state_bytes:,}" if shown.state_bytes else ""
     click.echo(
         f"\nKV cache: {kv_words(a)}; one token writes {shown.kv_bytes_per_token:,} bytes ({shown.dtype}), "
-        "all layers together"
+        f"all layers together{state}"
     )
 
 

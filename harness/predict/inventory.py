@@ -39,7 +39,17 @@ class Inventory:
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes that one token writes to the cache, all layers together."""
-        return sum(k.bytes_per_token(1, DTYPE_BYTES[self.dtype]) for k in self.architecture.kv_layers)
+        kinds = self.architecture.kv_kinds.items()
+        return sum(k.bytes_per_token(1, DTYPE_BYTES[self.dtype]) * len(layers) for k, layers in kinds)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of a request's recurrent states, all layers together."""
+        size = DTYPE_BYTES[self.dtype]
+        return sum(
+            k.state.bytes_on_rank(1, size, DTYPE_BYTES[k.state.recurrent_dtype or self.dtype]) * len(layers)
+            for k, layers in self.architecture.kv_kinds.items() if k.state
+        )  # fmt: skip
 
     def as_dict(self) -> dict[str, Any]:
         """The document of ``bench models NAME --json``."""
@@ -52,9 +62,10 @@ class Inventory:
             "format": self.format.name,
             "components": [{"name": p.name, "parameters": p.parameters, "bytes": p.bytes} for p in self.parts],
             "kv": {
-                "kinds": list(dict.fromkeys(k.kind for k in a.kv_layers)),
+                "kinds": list(dict.fromkeys(k.kind for k in a.kv_kinds)),
                 "layers": [{"kind": k.kind, "window": k.window, "layers": len(n)} for k, n in a.kv_kinds.items()],
                 "bytes_per_token": self.kv_bytes_per_token,
+                "state_bytes": self.state_bytes,
             },
         }
 

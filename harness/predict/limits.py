@@ -26,7 +26,7 @@ def limits_of(engine: Engine, settings: Settings, num_blocks: int) -> Limits:
         )
     return Limits(
         num_blocks=num_blocks,
-        block_size=settings.block_size,
+        block_size=settings.block_size * settings.decode_context_parallel_size,
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
         max_model_len=settings.max_model_len,

@@ -8,16 +8,21 @@ Sources: ``EngineArgs.get_batch_defaults`` and ``_set_default_max_num_seqs_and_b
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from harness import catalog
 from harness.architecture import Architecture, from_config, model_dtype
 from harness.catalog import EngineDefaults, Gpu, WeightFormat
 from harness.errors import UsageError
+from harness.predict.block_size import aligned
 from harness.scenario import Scenario
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-_KV_BYTES = {**DTYPE_BYTES, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
+# nvfp4: half a byte, and one byte of scale for 16 (``nvfp4_kv_cache_full_dim``, vllm/utils/torch_utils.py).
+_KV_BYTES: dict[str, int | Fraction] = {
+    **DTYPE_BYTES, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1, "nvfp4": Fraction(9, 16),
+}  # fmt: skip
 # Classes that don't hand kv_cache_dtype on to their attention (vllm/model_executor/models/falcon.py, 0.32).
 _IGNORES_KV_DTYPE = ("FalconForCausalLM",)
 LARGEST_BYTES = 2**60
@@ -35,7 +40,8 @@ class Settings:
     dtype_bytes: int
     weight_format: WeightFormat
     kv_cache_dtype: str
-    kv_dtype_bytes: int
+    kv_dtype_bytes: int | Fraction
+    state_dtype_bytes: int  # of a recurrent state; its convolution's inputs are in the model's dtype
     max_model_len: int
     gpu_memory_utilization: float
     block_size: int
@@ -43,6 +49,7 @@ class Settings:
     max_num_batched_tokens: int
     tensor_parallel_size: int
     pipeline_parallel_size: int
+    decode_context_parallel_size: int
     in_flight_tokens: int  # scheduled and not yet settled: a sliding window is charged for them
     enforce_eager: bool
     enable_prefix_caching: bool
@@ -60,6 +67,7 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
     architecture = architecture or from_config(config)
     tp, pp = scenario.tensor_parallel_size, engine.pipeline_parallel_size
     architecture.check_split(tp, pp)
+    check_context_split(architecture, tp, engine.decode_context_parallel_size)
     defaults = _defaults(scenario, gpu)
     weights = resolve_format(scenario, config)
     if weights.only == "experts" and architecture.mixture is None:
@@ -69,7 +77,9 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
     dtype = _dtype(scenario, architecture, weights, gpu)
     max_model_len = _max_model_len(engine.max_model_len, architecture)
     tokens, seqs = _batch(scenario, defaults, max_model_len)
-    own_kv_dtype = engine.kv_cache_dtype == "auto" or architecture.name in _IGNORES_KV_DTYPE
+    kv_bytes = _kv_dtype_bytes(engine.kv_cache_dtype, architecture, dtype)
+    state_bytes = _state_dtype_bytes(engine.mamba_ssm_cache_dtype, architecture, dtype)
+    block_size = engine.block_size or (defaults.cpu_block_size if scenario.on_cpu else defaults.block_size)
     runner = _model_runner(defaults, architecture, weights, scenario.on_cpu)
     return Settings(
         vllm=engine.vllm,
@@ -78,14 +88,16 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
         dtype_bytes=DTYPE_BYTES[dtype],
         weight_format=weights,
         kv_cache_dtype=engine.kv_cache_dtype,
-        kv_dtype_bytes=_KV_BYTES[dtype if own_kv_dtype else engine.kv_cache_dtype],
+        kv_dtype_bytes=kv_bytes,
+        state_dtype_bytes=state_bytes,
         max_model_len=max_model_len,
         gpu_memory_utilization=engine.gpu_memory_utilization or defaults.gpu_memory_utilization,
-        block_size=engine.block_size or (defaults.cpu_block_size if scenario.on_cpu else defaults.block_size),
+        block_size=aligned(architecture, block_size, tp, kv_bytes, DTYPE_BYTES[dtype], state_bytes),
         max_num_seqs=seqs,
         max_num_batched_tokens=tokens,
         tensor_parallel_size=tp,
         pipeline_parallel_size=pp,
+        decode_context_parallel_size=engine.decode_context_parallel_size,
         in_flight_tokens=tokens * _batches_in_flight(defaults, runner, pp),
         enforce_eager=engine.enforce_eager,
         enable_prefix_caching=engine.enable_prefix_caching,
@@ -164,6 +176,51 @@ def _dtype(scenario: Scenario, architecture: Architecture, weights: WeightFormat
     if architecture.dtype == "float16":
         return "float16"
     return "bfloat16" if has_bf16 else "float16"
+
+
+def _kv_dtype_bytes(asked: str, architecture: Architecture, dtype: str) -> int | Fraction:
+    """Bytes of an element of the cache. Raises UsageError where vLLM would refuse ``asked``."""
+    if asked == "nvfp4" and architecture.mla is not None:
+        raise UsageError(
+            "nvfp4 KV cache is not supported with MLA (Multi-head Latent Attention) backends. Please use a different "
+            "--kv-cache-dtype (e.g., 'fp8', 'auto')."
+        )
+    return _KV_BYTES[dtype if asked == "auto" or architecture.name in _IGNORES_KV_DTYPE else asked]
+
+
+def _state_dtype_bytes(asked: str, architecture: Architecture, dtype: str) -> int:
+    """Bytes of an element of a recurrent state: as asked for, else as the config says, else as the model's."""
+    own = next((k.state.recurrent_dtype for k in architecture.kv_kinds if k.state), None)
+    return DTYPE_BYTES[(own or dtype) if asked == "auto" else asked]
+
+
+def check_context_split(architecture: Architecture, tp: int, dcp: int) -> None:
+    """Raises UsageError, in vLLM's words, where ``dcp`` of ``tp`` ranks can't share a request's tokens."""
+    if dcp == 1:
+        return
+    if tp % dcp:
+        raise UsageError(f"tp_size={tp} must be divisible by dcp_size={dcp}.")
+    if any(k.window is not None for k in architecture.kv_kinds):
+        raise UsageError("DCP not support sliding window.")
+    kv_heads = architecture.kv_heads
+    if architecture.mla is not None:
+        return
+    if tp <= kv_heads:
+        raise UsageError(
+            f"Decode context parallelism for GQA/MQA requires `--tensor-parallel-size` ({tp}) to be greater than the "
+            f"model's total number of KV heads ({kv_heads}). Increase `--tensor-parallel-size` or set "
+            "`--decode-context-parallel-size 1`."
+        )
+    if dcp > tp // kv_heads:
+        raise UsageError(
+            f"`--decode-context-parallel-size` ({dcp}) exceeds the maximum supported value ({tp // kv_heads}) for "
+            f"`--tensor-parallel-size` ({tp}) and {kv_heads} model KV heads."
+        )
+    if architecture.heads // kv_heads % dcp:
+        raise UsageError(
+            f"The model's number of query heads per KV head ({architecture.heads // kv_heads}) must be divisible by "
+            f"`--decode-context-parallel-size` ({dcp}) for GQA/MQA."
+        )
 
 
 def _model_runner(

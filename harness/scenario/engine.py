@@ -23,13 +23,19 @@ class Engine(Part):
     )
     max_model_len: Tokens | None = None
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
-    kv_cache_dtype: Literal["auto", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2"] = "auto"
+    kv_cache_dtype: Literal["auto", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2", "nvfp4"] = "auto"
+    mamba_ssm_cache_dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        "auto", description="number type of recurrent states; auto: as the model's config says"
+    )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     block_size: Annotated[int, Field(ge=1, le=4096)] | None = None
     max_num_seqs: Annotated[int, Field(ge=1, le=65_536)] | None = None
     max_num_batched_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     tensor_parallel_size: Annotated[int, Field(ge=1, le=1024)] | None = None
     pipeline_parallel_size: Annotated[int, Field(ge=1, le=1024)] = 1
+    decode_context_parallel_size: Annotated[int, Field(ge=1, le=1024)] = Field(
+        1, description="so many of the tensor-parallel ranks share the tokens of a request between them"
+    )
     enforce_eager: bool = False
     enable_prefix_caching: bool = True
     kv_cache_memory_bytes: Size | None = None

@@ -1,0 +1,183 @@
+"""vLLM's own planner and model classes (0.32, on a CPU, without weights), asked by the tests of the KV cache.
+
+One engine configuration serves a module; nothing that vLLM patches in other libraries outlives it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.architecture import CHUNKED, FULL, INDEXER, MLA, SLIDING, Architecture, KvLayer
+from harness.predict.settings import Settings
+
+Specs = dict[str, Any]
+
+
+class Vllm:
+    """An engine configuration on this computer, planned as on a GPU."""
+
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+        from vllm.v1.core.single_type_kv_cache_manager import register_all_kvcache_specs
+
+        self.folder = folder
+        self.config = self.configured(config)
+        self.in_flight = 8192
+        register_all_kvcache_specs(self.config)
+
+    def configured(self, config: dict[str, Any], **arguments: Any) -> Any:
+        """vLLM's configuration of a model's config.json."""
+        from vllm.engine.arg_utils import EngineArgs
+
+        (self.folder / "config.json").write_text(json.dumps(config))
+        # On a CPU the block must be a multiple of 32: that of the GPU is put in later.
+        arguments = {"max_model_len": 1024, "block_size": 32, **arguments}
+        return EngineArgs(
+            model=str(self.folder), skip_tokenizer_init=True, load_format="dummy", enforce_eager=True, **arguments
+        ).create_engine_config()  # fmt: skip
+
+    def plan(
+        self, specs: list[Specs], available: list[int], max_model_len: int, *, override: int | None = None,
+        in_flight: int = 8192, prefix_caching: bool = True, dcp: int = 1,
+    ) -> Any:  # fmt: skip
+        """(blocks, tokens, concurrency) for the specs and bytes of each worker, or the words of the refusal."""
+        from vllm.v1.core.kv_cache_utils import get_kv_cache_capacity, get_kv_cache_configs
+
+        self.in_flight = in_flight
+        cache, parallel = self.config.cache_config, self.config.parallel_config
+        self.config.model_config.max_model_len = max_model_len
+        cache.kv_cache_layout = "LBNHC"
+        cache.num_gpu_blocks_override = override
+        cache.mamba_cache_mode = "align" if prefix_caching else "none"
+        parallel.decode_context_parallel_size = dcp
+        try:
+            planned = get_kv_cache_configs(self.config, specs, available)
+            return planned[0].num_blocks, *get_kv_cache_capacity(self.config, planned[0])
+        except ValueError as error:
+            return f"ValueError: {error}"
+        except NotImplementedError as error:
+            return str(error).partition(": ")[2]
+        finally:
+            parallel.decode_context_parallel_size = 1
+
+
+@contextmanager
+def vllm_on_meta(folder: Path, config: dict[str, Any]) -> Iterator[Vllm]:
+    """vLLM ready to build models; skips the test where it is another vLLM than 0.32, or none."""
+    pytest.importorskip("torch")
+    pytest.importorskip("vllm")
+    try:
+        from vllm.config import VllmConfig, set_current_vllm_config
+        from vllm.distributed import parallel_state
+        from vllm.model_executor.models.transformers.base import Base
+        from vllm.v1.core.kv_cache_utils import get_kv_cache_capacity  # noqa: F401
+    except ImportError as error:
+        pytest.skip(f"another vLLM than 0.32: {error}")
+    vllm = Vllm(folder, config)
+    with pytest.MonkeyPatch.context() as patched:
+        # What a GPU's engine would have in flight, and not this computer's.
+        patched.setattr(VllmConfig, "max_in_flight_tokens", property(lambda _: vllm.in_flight))
+        # vLLM would wrap transformers' own classes, for good.
+        patched.setattr(Base, "_decorate_for_torch_compile", lambda _: None)
+        with set_current_vllm_config(vllm.config):
+            started = not parallel_state.model_parallel_is_initialized()
+            if started:
+                parallel_state.init_distributed_environment(1, 0, f"file://{folder / 'store'}", 0, "gloo")
+                parallel_state.initialize_model_parallel(1, 1)
+        yield vllm
+    if started:
+        parallel_state.destroy_model_parallel()
+        parallel_state.destroy_distributed_environment()
+
+
+def build(vllm: Vllm, config: dict[str, Any], **arguments: Any) -> tuple[Any, Any]:
+    """(vLLM's own model of ``config`` on the meta device, its configuration)."""
+    import torch
+    from vllm.config import set_current_vllm_config
+    from vllm.model_executor.model_loader.utils import initialize_model
+
+    own = vllm.configured(config, **arguments)
+    with set_current_vllm_config(own), torch.device("meta"):
+        torch.set_default_dtype(own.model_config.dtype)
+        try:
+            return initialize_model(vllm_config=own), own
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+
+def layer_specs(own: Any, block_size: int, tp: int = 1) -> Specs:
+    """The KV spec of each layer of a built model, on one of ``tp`` ranks."""
+    layers = own.compilation_config.static_forward_context
+    found = {
+        n: m.get_kv_cache_spec(own) for n, m in layers.items()
+        if hasattr(m, "get_kv_cache_spec") and not getattr(m, "kv_sharing_target_layer_name", None)
+    }  # fmt: skip
+    return {n: on_rank(s, block_size, tp) for n, s in found.items() if s is not None}
+
+
+def on_rank(spec: Any, block_size: int, tp: int) -> Any:
+    """A spec of one rank of one -> of one of ``tp``, in the GPU's blocks."""
+    from vllm.v1.kv_cache_interface import MLAAttentionSpec
+
+    heads = 1 if isinstance(spec, MLAAttentionSpec) else max(1, spec.num_kv_heads // tp)
+    return replace(spec, block_size=block_size, num_kv_heads=heads)
+
+
+# -- our layers as vLLM's specs ---------------------------------------------------------------------
+
+
+def as_specs(architecture: Architecture, chosen: Settings) -> list[Specs]:
+    """Our own layers as specs of vLLM's, for each pipeline stage: what is asked is the planning alone."""
+    stages = range(chosen.pipeline_parallel_size)
+    return [
+        {
+            f"layer.{number}.{i}": as_spec(cache, chosen)
+            for number in architecture.stage(stage, len(stages))
+            for i, cache in enumerate(architecture.kv_layers[number])
+        }
+        for stage in stages
+    ]
+
+
+def as_spec(layer: KvLayer, chosen: Settings) -> Any:
+    """One of our caches as vLLM's spec of it."""
+    import torch
+    from vllm.v1.kv_cache_interface import (
+        ChunkedLocalAttentionSpec,
+        FullAttentionSpec,
+        MambaSpec,
+        MLAAttentionSpec,
+        SlidingWindowSpec,
+        SparseCacheRole,
+    )
+
+    tp, size, dtypes = chosen.tensor_parallel_size, chosen.block_size, {1: torch.uint8, 2: torch.float16}
+    if layer.state is not None:
+        page = layer.state.bytes_on_rank(tp, chosen.dtype_bytes, chosen.state_dtype_bytes)
+        tokens = size if chosen.enable_prefix_caching else chosen.max_model_len
+        mode = "align" if chosen.enable_prefix_caching else "none"
+        return MambaSpec(
+            block_size=tokens, shapes=((page,),), dtypes=(torch.uint8,), mamba_cache_mode=mode
+        )
+    heads = layer.heads_on_rank(tp)
+    if layer.kind == INDEXER:
+        return MLAAttentionSpec(
+            block_size=size, num_kv_heads=1, head_size=layer.row_bytes, dtype=torch.uint8,
+            cache_role=SparseCacheRole.INDEXER,
+        )  # fmt: skip
+    dtype = {**dtypes, 4: torch.float32}[chosen.kv_dtype_bytes]
+    if layer.kind == MLA:
+        return MLAAttentionSpec(block_size=size, num_kv_heads=1, head_size=layer.row, dtype=dtype)
+    common = {"block_size": size, "num_kv_heads": heads, "head_size": layer.row // 2, "dtype": dtype}
+    if layer.kind == SLIDING:
+        return SlidingWindowSpec(**common, sliding_window=layer.window)
+    if layer.kind == CHUNKED:
+        return ChunkedLocalAttentionSpec(**common, attention_chunk_size=layer.window)
+    assert layer.kind == FULL
+    return FullAttentionSpec(**common)
