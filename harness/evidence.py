@@ -1,4 +1,4 @@
-"""The prediction against public runs: each row of harness/catalog/evidence.csv from its configuration alone.
+"""The prediction against public runs: each row of harness/catalog/evidence from its configuration alone.
 
 Nothing that was measured goes in. Of a pipeline rank 0 is compared. A term's figure is what the run's log printed, with
 two decimals of a GiB. ``FITTED`` names the rows that any constant was fitted on; "held out" fits the constants of a
@@ -92,7 +92,7 @@ class Errors:
 
 def rows() -> list[dict[str, str]]:
     """The evidence as it stands, texts by column."""
-    text = (files("harness.catalog") / "evidence.csv").read_text(encoding="utf-8")
+    text = (files("harness.catalog") / "evidence" / "h100.csv").read_text(encoding="utf-8")
     return list(csv.DictReader(text.splitlines()))
 
 
@@ -270,7 +270,7 @@ Written by `bench evidence --markdown`; a test fails when it is not fresh, and w
 {len(runs)} public runs of vLLM 0.15 to 0.19 on H100 SXM (data of
 [llm-d-planner](https://github.com/llm-d-incubation/llm-d-planner), Apache-2.0), each predicted from its configuration
 alone. {len(runs) - judged} are not predicted: their kind is refused by name. Each row's link is in
-`harness/catalog/evidence.csv`.
+`harness/catalog/evidence/`.
 
 ## By term
 

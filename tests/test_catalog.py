@@ -113,16 +113,37 @@ def test_engine_defaults_follow_the_version_and_the_gpu():
     h100 = catalog.gpu("h100")
     new = catalog.engine_defaults("0.33", h100.memory_bytes, h100.name)
     assert (new.max_num_seqs, new.max_num_batched_tokens, new.gpu_memory_utilization) == (1024, 8192, 0.92)
-    assert new.model_runner == "v2" and new.graphs_in_budget and new.one_line_kv_log
+    assert new.v2_runner and new.v2_runner.experts and new.graphs_in_budget and new.one_line_kv_log
     old = catalog.engine_defaults("0.19.0", h100.memory_bytes, h100.name)
-    assert (old.gpu_memory_utilization, old.model_runner, old.graphs_in_budget) == (0.9, "v1", False)
-    a100, b200, t4 = (catalog.gpu(n) for n in ("a100-sxm-80gb", "b200", "t4"))
-    assert catalog.engine_defaults("0.33", a100.memory_bytes, a100.name).max_num_seqs == 256
-    assert catalog.engine_defaults("0.33", b200.memory_bytes, b200.name).max_num_batched_tokens == 16384
-    assert catalog.engine_defaults("0.33", t4.memory_bytes, t4.name).max_num_batched_tokens == 2048
+    assert (old.gpu_memory_utilization, old.v2_runner, old.graphs_in_budget) == (0.9, None, False)
+    assert catalog.engine_defaults("0.20.0").graphs_in_budget
 
 
-@pytest.mark.parametrize("version", ["0.7.3", "0", "1.x", "", "0.33-rc1"])
+@pytest.mark.parametrize(
+    ("version", "gpu", "entrypoint", "seqs_and_tokens"),
+    [  # read in the wheels of these releases, vllm/engine/arg_utils.py
+        ("0.8.3", "t4", "server", (1024, 2048)),
+        ("0.8.3", "a100-sxm-80gb", "server", (1024, 2048)),
+        ("0.8.4", "a100-sxm-80gb", "server", (256, 2048)),
+        ("0.8.5", "a100-sxm-80gb", "server", (1024, 8192)),
+        ("0.9.0", "a100-sxm-80gb", "server", (256, 2048)),
+        ("0.9.0", "a100-sxm-80gb", "llm", (256, 8192)),
+        ("0.8.4", "b200", "server", (256, 2048)),
+        ("0.27.1", "b200", "server", (1024, 8192)),
+        ("0.28.0", "b200", "server", (1024, 16384)),
+        ("0.33", "h100", "llm", (1024, 16384)),
+        ("0.33", "t4", "server", (256, 2048)),
+    ],
+)
+def test_batches_by_version_gpu_and_entry_point(
+    version: str, gpu: str, entrypoint: str, seqs_and_tokens: tuple[int, int]
+):
+    card = catalog.gpu(gpu)
+    found = catalog.engine_defaults(version, card.memory_bytes, card.name, entrypoint)  # type: ignore[arg-type]
+    assert (found.max_num_seqs, found.max_num_batched_tokens) == seqs_and_tokens
+
+
+@pytest.mark.parametrize("version", ["0.6.3", "0", "1.x", "", "0.33-rc1"])
 def test_a_version_that_is_not_modelled_is_refused(version: str):
     with pytest.raises(UsageError):
         catalog.engine_defaults(version)

@@ -174,11 +174,18 @@ def test_defaults_are_those_of_the_gpu_and_the_version():
 @pytest.mark.parametrize(
     ("version", "model", "fmt", "runner"),
     [
+        ("0.7.3", "llama-3.1-8b", "auto", "v0"),
+        ("0.21.0", "qwen3-8b", "auto", "v1"),
         ("0.22.0", "llama-3.1-8b", "auto", "v1"),
+        ("0.22.0", "qwen3-8b", "auto", "v2"),
         ("0.23.0", "llama-3.1-8b", "auto", "v2"),
         ("0.23.0", "llama-3.1-8b", "awq-int4", "v1"),
         ("0.23.0", "qwen2.5-7b", "auto", "v1"),
+        ("0.24.0", "llama-3.1-8b", "awq-int4", "v2"),
+        ("0.24.0", "qwen2.5-7b", "auto", "v1"),
         ("0.25.0", "qwen2.5-7b", "awq-int4", "v2"),
+        ("0.28.0", "qwen3-30b-a3b", "auto", "v1"),
+        ("0.29.0", "qwen3-30b-a3b", "auto", "v2"),
     ],
 )
 def test_the_model_runner_by_version(version: str, model: str, fmt: str, runner: str):
@@ -229,7 +236,7 @@ def test_the_configs_own_quantization_is_read_or_refused(given_config: Any, name
          "Bfloat16 is only supported on GPUs"),
         (lambda: scenario("llama-3.1-8b", engine="max_num_seqs: 512, max_num_batched_tokens: 256"),
          "max_num_batched_tokens (256) must be greater than or equal to max_num_seqs (512)."),
-        (lambda: scenario("llama-3.1-8b", engine="vllm: '0.6.4'"), "versions before 0.8"),
+        (lambda: scenario("llama-3.1-8b", engine="vllm: '0.6.3'"), "versions before 0.6.4"),
         (lambda: scenario("llama-3.1-8b", gpu="name: h100, count: 64"),
          "must be divisible by tensor parallel size"),
         (lambda: scenario("llama-3.1-8b", gpu="memory: 9000000000 TiB"), "gpu.memory"),

@@ -101,7 +101,7 @@ BAD: list[tuple[str, str, str]] = [
     (ENGINE, "vllm: latest",
      "s.yaml:4: engine.vllm: expected a version in quotes, such as '0.33' or '0.32.0', got \"latest\""),
     (ENGINE, "vllm: '0.5.1'",
-     "s.yaml:4: engine.vllm: vLLM 0.5.1: versions before 0.8 ran another engine (V0), not modelled here"),
+     "s.yaml:4: engine.vllm: vLLM 0.5.1: versions before 0.6.4 count their memory otherwise, not modelled"),
     (ENGINE, "kv_cache_memory_bytes: 1.5",
      "s.yaml:4: engine.kv_cache_memory_bytes: expected a size like '80 GiB' or a whole number of bytes, got 1.5"),
     (PROMPT, "prompt_tokens: '100'", f's.yaml:5: load.prompt_tokens: expected {A_LENGTH}, got "100"'),

@@ -240,6 +240,6 @@ def test_batch_defaults_equal_vllm(monkeypatch: pytest.MonkeyPatch):
             arg_utils, "current_platform", Platform(gpu.cuda_total_bytes or gpu.memory_bytes, gpu.title)
         )
         tokens, seqs = arg_utils.EngineArgs.get_batch_defaults(1)
-        mine = engine_defaults("0.32", gpu.memory_bytes, gpu.name)
-        server = UsageContext.OPENAI_API_SERVER
-        assert (mine.max_num_batched_tokens, mine.max_num_seqs) == (tokens[server], seqs[server]), gpu.name
+        for entrypoint, context in (("server", UsageContext.OPENAI_API_SERVER), ("llm", UsageContext.LLM_CLASS)):
+            mine = engine_defaults("0.32", gpu.memory_bytes, gpu.name, entrypoint)
+            assert (mine.max_num_batched_tokens, mine.max_num_seqs) == (tokens[context], seqs[context]), gpu.name

@@ -14,11 +14,24 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from harness.catalog.engines import (
+    EngineDefaults,
+    V2Runner,
+    checked_version,
+    cpu_batch_defaults,
+    engine_defaults,
+    version_key,
+)
 from harness.errors import UsageError, nearest
-from harness.units import GIB
 
 DEFAULT_VLLM = "0.33"
 _FOLDER = Path(__file__).parent
+
+__all__ = [
+    "CHECKED", "DEFAULT_VLLM", "CpuRuntime", "EngineDefaults", "Gpu", "V2Runner", "WeightFormat", "checked_version",
+    "cpu_batch_defaults", "cpu_runtime", "engine_defaults", "gpu", "gpus", "knows_model", "model_config", "model_facts",
+    "model_names", "version_key", "weight_format", "weight_format_names",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,26 +81,6 @@ class WeightFormat:
     width_multiple: int = 1
     source: str = ""
     note: str = ""
-
-
-@dataclass(frozen=True)
-class EngineDefaults:
-    """What one vLLM version's server does where nothing is given, and how it counts."""
-
-    vllm: str
-    gpu_memory_utilization: float
-    block_size: int
-    cpu_block_size: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    model_runner: str  # "v1", "v2" or "either": which of the two is taken depends on the model
-    sampler_bytes_per_logit: int  # of Model Runner V1's profile, beside the logits themselves
-    triton_top_k: bool
-    non_torch_one_rank_gib: float
-    graphs_in_budget: bool
-    one_line_kv_log: bool
-    tokens_by_concurrency: bool
-    counts_async_batches: bool  # whether a window is charged for every batch in flight, or for one
 
 
 @cache
@@ -201,54 +194,6 @@ def weight_format(name: str) -> WeightFormat:
         raise UsageError(f"weight format {name[:80]!r}: a group holds 8 to 4096 weights")
     known = {k: v for k, v in row.items() if k in _KEYS}
     return WeightFormat(**{**known, "name": plain, **({"group_size": group} if group else {})})
-
-
-# -- engines ---------------------------------------------------------------------------------------
-
-
-def version_key(version: str) -> tuple[int, ...]:
-    """``"0.32.1"`` -> (0, 32, 1), for comparing. Raises UsageError on anything else."""
-    if not re.fullmatch(r"\d{1,6}(\.\d{1,6}){1,2}", version):
-        raise UsageError(f"vLLM version {version[:40]!r} is not of the form '0.33' or '0.32.0'")
-    return tuple(map(int, version.split(".")))
-
-
-def checked_version() -> str:
-    """The newest vLLM whose source the rules were read in."""
-    return str(_data("engines.json")["checked"])
-
-
-def engine_defaults(version: str, memory_bytes: int = 0, gpu_name: str = "") -> EngineDefaults:
-    """Defaults of vLLM ``version``'s server on a GPU of ``memory_bytes`` called ``gpu_name``.
-
-    Raises UsageError for a version before the V1 engine became the default (0.8).
-    """
-    data = _data("engines.json")
-    asked = version_key(version)
-    if asked < version_key(data["oldest"]):
-        raise UsageError(
-            f"vLLM {version}: versions before {data['oldest']} ran another engine (V0), not modelled here"
-        )
-    merged: dict[str, Any] = {}
-    for since, row in sorted(data["versions"].items(), key=lambda item: version_key(item[0])):
-        if version_key(since) <= asked:
-            merged.update(row)
-    merged.pop("source")
-    return EngineDefaults(vllm=version, **merged, **_batch(data, memory_bytes, gpu_name.lower()))
-
-
-def cpu_batch_defaults() -> tuple[int, int]:
-    """(max_num_seqs, max_num_batched_tokens) of vLLM's server on a CPU, for one worker."""
-    row = _data("engines.json")["cpu_batch_defaults"]
-    return row["max_num_seqs"], row["max_num_batched_tokens"]
-
-
-def _batch(data: dict[str, Any], memory_bytes: int, gpu_name: str) -> dict[str, Any]:
-    for row in data["batch_defaults"]:
-        barred = row["not_in_name"] is not None and row["not_in_name"] in gpu_name
-        if memory_bytes >= row["memory_at_least_gib"] * GIB and not barred:
-            return {k: row[k] for k in ("max_num_seqs", "max_num_batched_tokens")}
-    raise AssertionError("the last row of batch_defaults takes every GPU")
 
 
 # -- this computer ----------------------------------------------------------------------------------------

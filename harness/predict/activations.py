@@ -10,14 +10,19 @@ the dtype, tp ranks:
 - The layers' path holds hidden states, residual and normed input, and the MLP's gate, up and product.
 - b, Model Runner V1: the logits (d), their float32 copy, the probabilities and the exponential noise (4
   each), so 12 + d (vllm/v1/sample, 0.19: sampler.py, ops/topk_topp_sampler.py). M = min(S, multiprocessors)
-  rows are the buffer of the Triton top-k kernel (ops/topk_topp_triton.py). Before 0.17 PyTorch's sort took
-  its place: b = 36 + d, M = 0, within 0.02 GiB of Qwen3-14B
+  rows are the buffer of the Triton top-k kernel (ops/topk_topp_triton.py). FlashInfer, the default from 0.21 on,
+  holds as much (the masked logits and their probabilities), and the profile runs the Triton path too. Before 0.17
+  PyTorch's sort took its place: b = 36 + d, M = 0, within 0.02 GiB of Qwen3-14B
   (https://github.com/llm-d-incubation/llm-d-planner/pull/205), Llama-3.1-8B and Qwen3-0.6B on an H100
   (https://github.com/llm-d/llm-d-benchmark/blob/main/config_explorer/empirical-vllm-memory-results.md); one
   report of that time is far below it (OPT-2.7B: https://github.com/vllm-project/vllm/issues/29070), as it
   would be with another sampler, so the low end is 12 + d.
-- b, Model Runner V2: its profile skips top-k, top-p and logprobs, and samples from the logits in place
-  (``_dummy_sampler_run``, vllm/v1/worker/gpu/model_runner.py, 0.32): b = d, M = 0.
+- b, V0: sorts too, 36 + d (vllm/model_executor/layers/sampler.py, 0.7.3), on the rank that samples, rank 0.
+- b, Model Runner V2, to 0.32: its profile skips top-k, top-p and logprobs, and samples from the logits in place
+  (``_dummy_sampler_run``, vllm/v1/worker/gpu/model_runner.py, 0.22 to 0.32): b = d, M = 0. From 0.33 on a second
+  pass asks for all of it: the logits, their float32 copy, FlashInfer's masked logits and probabilities, 12 + d; on a
+  GPU that FlashInfer does not support (below 8.0) the Triton kernel masks in place, 4 + d and its buffer. The low end
+  is 4 + d.
 - e, the two workspaces of the fused experts: made once and kept, so they lie under the sampler's path too
   (``FusedMoEModularKernel``, vllm/model_executor/layers/fused_moe/modular_kernel.py, 0.19). mxfp4 experts run in Triton
   kernels whose buffers are freed before the sampler: 0, chosen
@@ -46,11 +51,16 @@ FITTED_ON = (
     "h100-019-33", "h100-019-34",  # the share of a pipeline's stages
     "sweep-015", "sweep-016",  # 36 bytes a logit before 0.17
     "h100-019-51", "h100-019-52", "h100-019-53",  # no workspace of mxfp4 experts under the sampler's path
+    "llmdbench-l31-8b", "llmdbench-qwen3-0p6b",  # the same 36 bytes
+    "v10511-l3-8b-tp1", "v10517-l31-8b-3090-20k", "v10517-l31-8b-3090-29k", "v11251-v100-tp2-090",  # c of V0
 )  # fmt: skip
 BELOW, ABOVE = 40 * MIB, 60 * MIB  # residuals on the started dense runs, rounded up
 # The kernel's buffer where the GPU's multiprocessors are not in the catalogue: H100's count, as far as
 # the smallest (40, T4) and the largest known (192) would move it.
 _MULTIPROCESSORS, _FEWEST, _MOST = 132, 40, 192
+_FLASHINFER_SINCE = 8.0  # supports_compute_capability, vllm/v1/attention/backends/flashinfer.py, 0.33
+# V0 leaves less: 0.01, 0.00, 0.03 and 0.04 GiB on the four reports of V0 in FITTED_ON. It does not compile the model.
+_CONSTANT_V0 = 20 * MIB
 # No run of Model Runner V2 with its terms is public: its law is read in the source, its interval is wide.
 _V2_BELOW, _V2_ABOVE = 0.15, 0.35
 
@@ -60,7 +70,7 @@ def activation_peak(architecture: Architecture, settings: Settings, gpu: Gpu, st
     last = stage == settings.pipeline_parallel_size - 1
     layers = _layers_path(architecture, settings)
     low_sampler, sampler, high_sampler = _sampler_path(architecture, settings, gpu) if last else (0, 0, 0)
-    base = _handed(architecture, settings, stage) + experts_workspace(architecture, settings) + CONSTANT
+    base = _handed(architecture, settings, stage) + experts_workspace(architecture, settings) + _constant(settings)
     peak, which = max((layers, "layers: 3THd + MLP"), (sampler, "sampler: THd + logits"))
     low, high = max(layers, low_sampler) + base - BELOW, max(layers, high_sampler) + base + ABOVE
     if settings.model_runner == "v2":
@@ -99,24 +109,36 @@ def experts_workspace(architecture: Architecture, settings: Settings) -> int:
     return rows * (width + architecture.hidden) * settings.dtype_bytes
 
 
+def _constant(settings: Settings) -> int:
+    return _CONSTANT_V0 if settings.model_runner == "v0" else CONSTANT
+
+
 def _sampler_path(architecture: Architecture, settings: Settings, gpu: Gpu) -> tuple[int, int, int]:
     """(low, likely, high) bytes."""
     rows, vocab, d = profiled_rows(settings), architecture.vocab, settings.dtype_bytes
-    hidden = _hidden_states(architecture, settings)
+    hidden, defaults = _hidden_states(architecture, settings), settings.defaults
     if settings.model_runner == "v2":
-        size = hidden + rows * padded_vocab(vocab) * d
-        return size, size, size
-    per_logit = settings.defaults.sampler_bytes_per_logit + d
-    if not settings.defaults.triton_top_k:
-        return (
-            hidden + rows * vocab * (12 + d),
-            hidden + rows * vocab * per_logit,
-            hidden + rows * vocab * per_logit,
-        )
+        logits = hidden + rows * padded_vocab(vocab) * d
+        if not defaults.v2_sampler_profiled:
+            return logits, logits, logits
+        low, flashinfer = logits + rows * vocab * 4, logits + rows * vocab * 12
+        if gpu.compute_capability is None or float(gpu.compute_capability) >= _FLASHINFER_SINCE:
+            return low, flashinfer, flashinfer
+        return low, low + _top_k_buffer(gpu, rows, vocab)[1], flashinfer
+    narrow = hidden + rows * vocab * (12 + d)
+    if settings.model_runner == "v0" or defaults.sampler == "sort":
+        sorting = hidden + rows * vocab * (36 + d)
+        return narrow, sorting, sorting
+    low, likely, high = _top_k_buffer(gpu, rows, vocab)
+    return narrow + low, narrow + likely, narrow + high
+
+
+def _top_k_buffer(gpu: Gpu, rows: int, vocab: int) -> tuple[int, int, int]:
+    """(low, likely, high) bytes of the Triton kernel's rows, one for each multiprocessor at most."""
     known = gpu.multiprocessors
     counts = (known, known, known) if known else (_FEWEST, _MULTIPROCESSORS, _MOST)
-    low_m, m, high_m = (hidden + rows * vocab * per_logit + min(rows, n) * vocab * 4 for n in counts)
-    return low_m, m, high_m
+    low, likely, high = (min(rows, n) * vocab * 4 for n in counts)
+    return low, likely, high
 
 
 def profiled_rows(settings: Settings) -> int:
@@ -129,7 +151,8 @@ def sampler_state(architecture: Architecture, settings: Settings) -> int:
 
     Counts and mask of the penalties (S x V int32, S x V/32 int32: more than half a GiB at 1,024 x 128,256),
     logit bias, stop and bad words, two block tables. Not weights, not the profile's transient peak: vLLM's
-    log has it under "consumed memory (weights + non-torch)". 0 for V1, which keeps no such state there.
+    log has it under "consumed memory (weights + non-torch)" from 0.27 on; before, no term of the profile held it.
+    0 for V1, which keeps no such state there.
     Source: sample/penalties.py, logit_bias.py, bad_words.py, block_table.py of vllm/v1/worker/gpu, 0.32.
     """
     if settings.model_runner != "v2":

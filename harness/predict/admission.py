@@ -1,13 +1,13 @@
 """vLLM's own grant: how many bytes it gives to the KV cache, or the error with which it refuses.
 
     requested = ceil(cuda_total x gpu_memory_utilization)
-    available = requested - weights - non_torch - activation_peak - graphs     (graphs from 0.21 on)
+    available = requested - weights - non_torch - activation_peak - graphs     (graphs from 0.20 on)
     num_blocks = available // bytes_per_block
 
 Source: ``request_memory`` (vllm/v1/worker/utils.py), ``determine_available_memory``
 (vllm/v1/worker/gpu_worker.py), ``get_kv_cache_configs`` and ``_check_enough_kv_cache_memory``
-(vllm/v1/core/kv_cache_utils.py), vLLM 0.32. Older versions check without setting the null block aside: a
-difference of one block, not modelled.
+(vllm/v1/core/kv_cache_utils.py), vLLM 0.32. Older versions of V1 check without setting the null block aside: a
+difference of one block, not modelled. V0: ``determine_num_available_blocks``, vllm/worker/worker.py, 0.7.3.
 """
 
 from __future__ import annotations
@@ -83,7 +83,10 @@ def grant(architecture: Architecture, settings: Settings, gpu: Gpu) -> Grant:
     ]
     fullest = min(budgets, key=lambda b: (b.available.bytes // b.block_bytes, -b.weights.bytes))
     needed = kv_cache.request_blocks(architecture, settings, settings.max_model_len) * fullest.block_bytes
-    check = fullest.available.bytes - fullest.block_bytes
+    # V0 has no null block, and grants whole blocks.
+    check = fullest.blocks * fullest.block_bytes if settings.model_runner == "v0" else (
+        fullest.available.bytes - fullest.block_bytes
+    )
     refusal = _refusal(architecture, settings, fullest, needed, check)
     pool = kv_cache.pool(architecture, settings, fullest.blocks if refusal is None else None, fullest.stage)
     return Grant(fullest, pool, refusal, needed, check, _log(settings, fullest, pool, refusal))
@@ -152,7 +155,7 @@ def _refusal(
     architecture: Architecture, settings: Settings, b: Budget, needed: int, check: int
 ) -> Refusal | None:
     free = b.cuda_total.bytes - b.init.bytes
-    if free < b.requested.bytes:
+    if free < b.requested.bytes and settings.defaults.checks_free_memory:
         return Refusal(_not_free(settings, b, free), Term.RUNTIME_AT_INIT)
     if b.weights.bytes > free:
         return Refusal(load_oom(architecture, settings, b), Term.WEIGHTS, reconstructed=True)

@@ -5,14 +5,11 @@ from __future__ import annotations
 from harness.architecture import Architecture
 from harness.errors import UsageError
 from harness.ledger import LoadFigures, Rung, RungName, Term
-from harness.predict import kv_cache
-from harness.predict.activations import profiled_rows
+from harness.predict import kv_cache, unprofiled
 from harness.predict.admission import KV_CACHE, Budget, Grant
 from harness.predict.settings import Settings
 from harness.scenario import Engine, Load, Scenario, longest_request
-from harness.units import GIB, gib
-
-_FRAGMENTED = round(1.70 * GIB)
+from harness.units import gib
 
 
 def rungs(
@@ -77,7 +74,9 @@ def judge_admission(grant: Grant, settings: Settings) -> Rung:
 def _starts(architecture: Architecture, settings: Settings, grant: Grant) -> Rung:
     """Whether all that the device holds after the start fits, what lies outside the budget included."""
     b = grant.budget
-    warm_up = _warm_up(architecture, settings) if b.stage == settings.pipeline_parallel_size - 1 else 0
+    warm_up = 0
+    if b.stage == settings.pipeline_parallel_size - 1:
+        warm_up = unprofiled.warm_up(architecture, settings) + unprofiled.uncounted_state(architecture, settings)
     used = b.blocks * b.block_bytes + warm_up
     used += sum(p.bytes for p in (b.init, b.weights, b.non_torch, b.activation, b.graphs))
     margin = b.cuda_total.bytes - used
@@ -92,22 +91,6 @@ def _starts(architecture: Architecture, settings: Settings, grant: Grant) -> Run
     limited = KV_CACHE if _by_hand(settings) else max(outside, key=lambda t: outside[t])
     reason = f"{gib(used)} of {gib(b.cuda_total.bytes)} GiB after graph capture and warm-up"
     return Rung(RungName.STARTS, margin >= 0, margin, limited, low, high, reason)
-
-
-def _warm_up(architecture: Architecture, settings: Settings) -> int:
-    """Bytes that Model Runner V1's warm-up of the sampler takes beside what the profile saw.
-
-    Freed pieces of earlier steps are not always of use to it. Where the experts are in mxfp4, whose kernels keep no
-    workspace, 1.78 and 1.62 GiB lay reserved and unallocated when gpt-oss-20b ran out of memory on H100s at 0.95
-    (h100-019-51 and -52): their mean. Elsewhere one float32 copy of the logits (S x V x 4 B), which no run that started
-    contradicts. The upper margin leaves it out.
-    Source: ``compile_or_warm_up_model``, vllm/v1/worker/gpu_worker.py, 0.19 and 0.32, and the logs of these two runs.
-    """
-    if settings.model_runner != "v1":
-        return 0
-    if settings.weight_format.only == "experts":
-        return _FRAGMENTED
-    return profiled_rows(settings) * architecture.vocab * 4
 
 
 def _by_hand(settings: Settings) -> bool:
@@ -144,6 +127,9 @@ def judge_load(
         )
     if load.rate is not None:
         reason = f"not judged: requests come {load.rate:g} a second, and how long a step takes is not modelled yet"
+        return Rung(RungName.HOLDS, None, limited_by=KV_CACHE, reason=reason), LoadFigures()
+    if settings.model_runner == "v0":
+        reason = "not judged: the scheduler of V0 (vLLM before 0.8) is not simulated"
         return Rung(RungName.HOLDS, None, limited_by=KV_CACHE, reason=reason), LoadFigures()
     if not kv_cache.is_one_table(architecture, settings):
         tables = kv_cache.groups(architecture, settings)

@@ -1,6 +1,6 @@
 """What is neither weights, activations nor KV: the device's own share, CUDA, NCCL, graphs.
 
-Every constant is the mean of public vLLM 0.19 runs on H100 SXM (the rows of harness/catalog/evidence.csv),
+Every constant is the mean of public vLLM 0.19 runs on H100 SXM (harness/catalog/evidence/h100.csv),
 its interval their spread. On another GPU the interval is wider; the likely figure is the same.
 """
 
@@ -77,7 +77,8 @@ def non_torch_increase(architecture: Architecture, settings: Settings, gpu: Gpu,
     if not _is_h100(gpu):
         row = (row[0], row[0] * 0.3, row[2] + 0.25)
     base = _gib(row, f"H100 runs at tp={tp}, pp={pp}")
-    state = sampler_state(architecture, settings) if stage == pp - 1 else 0
+    counted = settings.defaults.v2_state_counted and stage == pp - 1
+    state = sampler_state(architecture, settings) if counted else 0
     if not state:
         return base
     source = (

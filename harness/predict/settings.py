@@ -26,8 +26,8 @@ _KV_BYTES: dict[str, int | Fraction] = {
 # Classes that don't hand kv_cache_dtype on to their attention (vllm/model_executor/models/falcon.py, 0.32).
 _IGNORES_KV_DTYPE = ("FalconForCausalLM",)
 LARGEST_BYTES = 2**60
-# Model Runner V2 came to these first, where not quantized (https://github.com/vllm-project/vllm/pull/42665).
-_EARLY_V2 = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen3ForCausalLM")
+# V0 cuts prompts by default where the model's length is above this (vllm/engine/arg_utils.py, 0.6.4 to 0.7.3).
+_V0_LONG_CONTEXT = 32 * 1024
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Settings:
     """All that vLLM's memory depends on. Tokens, sequences, bytes."""
 
     vllm: str
-    model_runner: str  # "v1" or "v2"
+    model_runner: str  # "v0", "v1" or "v2"
     dtype: str
     dtype_bytes: int
     weight_format: WeightFormat
@@ -125,9 +125,10 @@ def device_gpu(scenario: Scenario) -> Gpu | None:
 
 
 def _defaults(scenario: Scenario, gpu: Gpu | None) -> EngineDefaults:
+    engine = scenario.engine
     if gpu is None:
-        return catalog.engine_defaults(scenario.engine.vllm)
-    return catalog.engine_defaults(scenario.engine.vllm, gpu.memory_bytes, gpu.name)
+        return catalog.engine_defaults(engine.vllm)
+    return catalog.engine_defaults(engine.vllm, gpu.memory_bytes, gpu.name, engine.entrypoint)
 
 
 def _max_model_len(given: int | None, architecture: Architecture) -> int:
@@ -149,7 +150,11 @@ def _batch(scenario: Scenario, defaults: EngineDefaults, max_model_len: int) -> 
         world = scenario.tensor_parallel_size * engine.pipeline_parallel_size
         default_seqs, default_tokens = (n * world for n in catalog.cpu_batch_defaults())
     seqs = engine.max_num_seqs or default_seqs
-    tokens = engine.max_num_batched_tokens or min(seqs * max_model_len, default_tokens)
+    if defaults.engine == "v0":
+        default_tokens = _v0_tokens(scenario, defaults, max_model_len)
+    else:
+        default_tokens = min(seqs * max_model_len, default_tokens)
+    tokens = engine.max_num_batched_tokens or default_tokens
     if engine.max_num_seqs is None:
         seqs = min(seqs, tokens)
     if tokens < seqs:
@@ -223,14 +228,24 @@ def check_context_split(architecture: Architecture, tp: int, dcp: int) -> None:
         )
 
 
+def _v0_tokens(scenario: Scenario, defaults: EngineDefaults, max_model_len: int) -> int:
+    """V0 runs a prompt whole, but for long models on one stage: ``SchedulerConfig``, vllm/config.py, 0.6.4 to 0.7.3."""
+    cut = scenario.engine.enable_chunked_prefill
+    if "enable_chunked_prefill" not in scenario.engine.model_fields_set:
+        cut = max_model_len > _V0_LONG_CONTEXT
+    return defaults.chunked_prefill_tokens if cut else max(max_model_len, 2048)
+
+
 def _model_runner(
     defaults: EngineDefaults, architecture: Architecture, weights: WeightFormat, on_cpu: bool
 ) -> str:
-    if on_cpu:
-        return "v1"
-    if defaults.model_runner == "either":
-        return "v2" if architecture.name in _EARLY_V2 and weights.dtype is not None else "v1"
-    return defaults.model_runner
+    """``VllmConfig.use_v2_model_runner`` (vllm/config/vllm.py, 0.22 to 0.33), for text models on an NVIDIA GPU."""
+    v2 = defaults.v2_runner
+    if on_cpu or v2 is None or (weights.dtype is None and not v2.quantized):
+        return defaults.engine if not on_cpu else "v1"
+    listed = architecture.name in v2.architectures
+    plain = architecture.mixture is None and not any(k.state for k in architecture.kv_kinds)
+    return "v2" if listed or v2.experts or (v2.dense and plain) else "v1"
 
 
 def _batches_in_flight(defaults: EngineDefaults, runner: str, pp: int) -> int:

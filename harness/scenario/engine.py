@@ -21,6 +21,9 @@ class Engine(Part):
     vllm: Annotated[str, Field(pattern=r"^[0-9]{1,6}(\.[0-9]{1,6}){1,2}$")] = Field(
         catalog.DEFAULT_VLLM, description="a version in quotes, such as '0.33' or '0.32.0'"
     )
+    entrypoint: Literal["server", "llm"] = Field(
+        "server", description="server: vllm serve; llm: the LLM class, whose default max_num_batched_tokens is larger"
+    )
     max_model_len: Tokens | None = None
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
     kv_cache_dtype: Literal["auto", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2", "nvfp4"] = "auto"
