@@ -168,7 +168,7 @@ def test_a_split_that_vllm_refuses_is_refused_in_its_words():
         ({"architectures": ["MixtralForCausalLM"], "num_local_experts": 4, "num_experts_per_tok": 5},
          "num_experts_per_tok: 5 of 4 experts can't be chosen"),
         ({"architectures": ["DeepseekV3ForCausalLM"]}, "kv_lora_rank: missing"),
-        ({"architectures": ["NemotronHForCausalLM"]}, "state-space and multimodal models come in a later version"),
+        ({"architectures": ["NemotronHForCausalLM"]}, "state-space models come in a later version"),
         ({"intermediate_size": ...}, "intermediate_size: missing"),
         ({"architectures": ...}, "architectures: missing"),
         ({"architectures": "LlamaForCausalLM"}, "architectures: expected a list"),

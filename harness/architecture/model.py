@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from harness.architecture import multimodal
 from harness.architecture.families import FAMILIES, Family
 from harness.architecture.kv_layers import KvLayer, kv_layers
 from harness.architecture.parts import Component, Mixture, Mla, Sizes, components
@@ -20,7 +21,7 @@ _OTHER_KINDS = ("text_config", "vision_config", "index_topk", "linear_attn_confi
 
 @dataclass(frozen=True)
 class Architecture:
-    """A decoder. Counts; ``max_model_len`` is vLLM's derived limit in tokens.
+    """A decoder, and the tower of the wrapper around it. Counts; ``max_model_len`` is vLLM's derived limit in tokens.
 
     ``intermediate`` is the width of the dense MLP. ``rotary_shapes``: (positions, dims) of each cos/sin cache that
     vLLM keeps, in float32 where ``rotary_float32`` says so.
@@ -46,6 +47,7 @@ class Architecture:
     mixture: Mixture | None
     kv_layers: tuple[tuple[KvLayer, ...], ...]
     components: tuple[Component, ...]
+    vision: multimodal.Vision | None = None
 
     @property
     def parameters(self) -> int:
@@ -54,12 +56,13 @@ class Architecture:
 
     @property
     def active_parameters(self) -> int:
-        """Parameters that one token meets: of the routed experts only those that it is sent to."""
+        """Parameters that one token of text meets: of the routed experts only those that it is sent to."""
+        seeing = sum(c.elements * c.times for c in self.components if c.kind == "vision" and c.counted)
         if self.mixture is None:
-            return self.parameters
+            return self.parameters - seeing
         idle = self.mixture.count - self.mixture.used
         routed = sum(c.elements * self.copies(c) for c in self.components if c.kind == "experts" and c.counted)
-        return self.parameters - routed * idle // self.mixture.count
+        return self.parameters - seeing - routed * idle // self.mixture.count
 
     @property
     def dense_width(self) -> int:
@@ -81,7 +84,7 @@ class Architecture:
     def copies(self, component: Component, layers: range | None = None) -> int:
         """How often the whole model (or its ``layers``) holds a part of that name."""
         if component.place != "layer":
-            return 1
+            return component.times
         held = range(self.layers) if layers is None else layers
         if component.layers is None:
             return len(held)
@@ -93,8 +96,11 @@ class Architecture:
         start = sum(split[:stage])
         return range(start, start + split[stage])
 
-    def check_split(self, tp: int, pp: int = 1) -> None:
-        """Raises UsageError, in vLLM's own words, where ``tp`` x ``pp`` ranks can't share this model."""
+    def check_split(self, tp: int, pp: int = 1, tower_ranks: int = 1) -> None:
+        """Raises UsageError, in vLLM's own words, where ``tp`` x ``pp`` ranks can't share this model.
+
+        ``tower_ranks``: those that share a vision tower.
+        """
         if self.heads % tp:
             raise UsageError(
                 f"Total number of attention heads ({self.heads}) must be divisible by tensor parallel size ({tp})."
@@ -104,6 +110,8 @@ class Architecture:
         if self.mla is None:
             pairs.append((max(self.kv_heads, tp), min(self.kv_heads, tp)))
         pairs += [(width, tp) for width in self._widths()]
+        if self.vision is not None and self.vision.heads:
+            pairs.insert(0, (self.vision.heads, tower_ranks))
         for whole, part in pairs:
             if whole % part:
                 raise UsageError(f"{whole} is not divisible by {part} ({self.name}, {tp} ranks)")
@@ -159,6 +167,14 @@ def from_config(config: dict[str, Any]) -> Architecture:
 
     Raises UsageError for a class that is not in :data:`FAMILIES` and for a key that is missing or absurd.
     """
+    wrapped = multimodal.wrapper(config)
+    if wrapped is not None:
+        inner = from_config(multimodal.text_config(config))
+        vision, parts = multimodal.tower(config, inner.hidden)
+        return replace(
+            inner, name=config["architectures"][0], vision=vision, components=(*inner.components, *parts),
+            rotary_shapes=tuple((n * wrapped.position_factor, dims) for n, dims in inner.rotary_shapes),
+        )  # fmt: skip
     name = _class_name(config)
     family = FAMILIES[name]
     read = Reader(config, dict(family.keys))
@@ -197,11 +213,12 @@ def _class_name(config: dict[str, Any]) -> str:
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
         raise UsageError(f"config: architectures: expected a list of class names, got {show(names)}")
     name = names[0]
+    known = [*FAMILIES, *multimodal.WRAPPERS]
     if name not in FAMILIES:
         raise UsageError(
-            f"config: architectures: {name[:80]!r} is not supported yet{nearest(name, FAMILIES)} (this "
-            "version knows decoders of text with full, sliding-window or latent attention, dense or with experts; "
-            f"state-space and multimodal models come in a later version; known: {', '.join(FAMILIES)})"
+            f"config: architectures: {name[:80]!r} is not supported yet{nearest(name, known)} (this "
+            "version knows decoders with full, sliding-window or latent attention, dense or with experts; "
+            f"state-space models come in a later version; known: {', '.join(known)})"
         )
     return str(name)
 

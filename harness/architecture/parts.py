@@ -21,9 +21,10 @@ class Component:
     ``split``: how tensor parallelism divides it: "column" (outputs), "row" (inputs), "qkv" (outputs, by head, a KV
     head copied where ranks outnumber heads), "vocab" (rows, padded), "replicated"; of experts, whose first dimension
     is their number, "expert_column" and "expert_row".
-    ``place``: "layer", "first" or "last" (pipeline stage). ``layers``: which layers have it; None: all of them.
-    ``kind``: what it is, for reading. ``dtype``: None for the model's own. ``counted``: whether transformers counts it
-    as a parameter.
+    ``place``: "layer", "first" or "last" (pipeline stage), "tower" or "projector" (see vision.py, where it is in
+    ``times`` equal blocks). ``layers``: which layers have it; None: all of them. ``kind``: what it is, for reading.
+    ``dtype``: None for the model's own. ``counted``: whether transformers counts it as a parameter; ``held``: whether
+    vLLM makes it.
     """
 
     name: str
@@ -35,6 +36,8 @@ class Component:
     layers: tuple[int, ...] | None = None
     dtype: str | None = None
     counted: bool = True
+    held: bool = True
+    times: int = 1
 
     @property
     def elements(self) -> int:

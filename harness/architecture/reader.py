@@ -17,9 +17,10 @@ def show(value: Any) -> str:
 class Reader:
     """Typed access to a config whose values may be anything."""
 
-    def __init__(self, config: dict[str, Any], keys: dict[str, str]) -> None:
+    def __init__(self, config: dict[str, Any], keys: dict[str, str], within: str = "") -> None:
         self.config = config
         self._keys = keys
+        self._within = within  # what an error puts before a key
 
     def key(self, name: str) -> str:
         """The family's own name of ``name``."""
@@ -32,10 +33,10 @@ class Reader:
 
     def count(self, name: str, default: int | None = None, largest: int = LARGEST) -> int:
         """A whole number of at least 1; ``default`` where the key is missing or null."""
-        key = self.key(name)
-        value = self.config.get(key)
+        value = self.config.get(self.key(name))
         if value is None and default is not None:
             return default
+        key = self._within + self.key(name)
         if value is None:
             raise UsageError(f"config: {key}: missing")
         if isinstance(value, bool) or not isinstance(value, int):
@@ -50,7 +51,7 @@ class Reader:
         if value is None:
             return default
         if not isinstance(value, bool):
-            raise UsageError(f"config: {name}: expected true or false, got {show(value)}")
+            raise UsageError(f"config: {self._within}{name}: expected true or false, got {show(value)}")
         return value
 
     def factor(self) -> float:

@@ -81,6 +81,7 @@ def inventory(config: dict[str, Any]) -> Inventory:
             a.copies(c) * sum(n for _, n in stored(c, a, kind, size)),
         )
         for c in a.components
+        if c.held
     ]  # fmt: skip
     for positions, dims in a.rotary_shapes:
         bytes_ = positions * dims * (4 if a.rotary_float32 else size)

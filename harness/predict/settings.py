@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import Any
 
 from harness import catalog
-from harness.architecture import Architecture, from_config, model_dtype
+from harness.architecture import Architecture, from_config, model_dtype, text_config
 from harness.catalog import EngineDefaults, Gpu, WeightFormat
 from harness.errors import UsageError
 from harness.predict.block_size import aligned
@@ -56,6 +56,8 @@ class Settings:
     kv_cache_memory_bytes: int | None
     num_gpu_blocks_override: int | None
     defaults: EngineDefaults
+    sees: bool  # whether a vision tower is made
+    tower_ranks: int  # that share it
 
 
 def settings(scenario: Scenario, architecture: Architecture | None = None) -> Settings:
@@ -66,7 +68,8 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
     engine, gpu, config = scenario.engine, device_gpu(scenario), scenario.config()
     architecture = architecture or from_config(config)
     tp, pp = scenario.tensor_parallel_size, engine.pipeline_parallel_size
-    architecture.check_split(tp, pp)
+    sees, tower_ranks = _tower(scenario, architecture, tp)
+    architecture.check_split(tp, pp, tower_ranks if sees else 1)
     check_context_split(architecture, tp, engine.decode_context_parallel_size)
     defaults = _defaults(scenario, gpu)
     weights = resolve_format(scenario, config)
@@ -104,7 +107,18 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
         kv_cache_memory_bytes=engine.kv_cache_memory_bytes or None,  # 0 counts as not given, as in vLLM
         num_gpu_blocks_override=engine.num_gpu_blocks_override,
         defaults=defaults,
+        sees=sees,
+        tower_ranks=tower_ranks,
     )
+
+
+def _tower(scenario: Scenario, architecture: Architecture, tp: int) -> tuple[bool, int]:
+    """(whether a vision tower is made, how many of ``tp`` ranks share it)."""
+    engine, vision = scenario.engine, architecture.vision
+    if vision is None or engine.language_model_only:
+        return False, tp
+    limits = {str(kind): count for kind, count in (engine.limit_mm_per_prompt or {}).items()}
+    return vision.is_held(limits), vision.ranks(tp, engine.mm_encoder_tp_mode)
 
 
 def device_gpu(scenario: Scenario) -> Gpu | None:
@@ -274,6 +288,7 @@ def resolve_format(scenario: Scenario, config: dict[str, Any]) -> WeightFormat:
 
 def config_format(config: dict[str, Any]) -> WeightFormat:
     """The format that a config states by its ``quantization_config``, else its dtype. Raises UsageError."""
+    config = text_config(config)
     quantization = config.get("quantization_config")
     if quantization is None:
         plain = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}

@@ -45,15 +45,18 @@ def tensors(architecture: Architecture, settings: Settings, stage: int) -> Itera
     """All tensors of one rank of pipeline stage ``stage`` (from 0), in the order vLLM makes them."""
     stages = settings.pipeline_parallel_size
     layers = architecture.stage(stage, stages)
-    places = {"first": int(stage == 0), "last": int(stage == stages - 1)}
-    order = sorted(architecture.components, key=lambda c: ("first", "layer", "last").index(c.place))
+    # A tower is made on every stage.
+    places = {"first": stage == 0, "tower": settings.sees, "projector": settings.sees, "layer": True,
+              "last": stage == stages - 1}  # fmt: skip
+    order = sorted((c for c in architecture.components if c.held), key=lambda c: [*places].index(c.place))
     for component in order:
         in_layer = component.place == "layer"
-        count = architecture.copies(component, layers) if in_layer else places[component.place]
+        count = architecture.copies(component, layers) if places[component.place] else 0
         if component.name == "embed_tokens" and architecture.tied and stage == stages - 1:
             count = 1  # a tied lm_head needs the embedding on the last stage too
         if count:
-            kind, tp = settings.weight_format, settings.tensor_parallel_size
+            kind = settings.weight_format
+            tp = settings.tower_ranks if component.place == "tower" else settings.tensor_parallel_size
             for name, size in stored(component, architecture, kind, settings.dtype_bytes, tp):
                 yield Tensor(name, size, count, in_layer)
     for positions, dims in architecture.rotary_shapes:

@@ -57,6 +57,13 @@ class Engine(Part):
     async_scheduling: bool = Field(
         False, description="simulate the scheduler one step ahead of the model, as a GPU's vLLM has it by default"
     )
+    language_model_only: bool = Field(False, description="a multimodal model's text alone: no vision tower is made")
+    limit_mm_per_prompt: dict[Literal["image", "video", "vision_chunk"], Annotated[int, Field(ge=0, le=999)]] | None = (
+        Field(None, description="the most items of each kind in a prompt; 0 of all kinds: no vision tower is made")
+    )
+    mm_encoder_tp_mode: Literal["weights", "data"] = Field(
+        "weights", description="whether ranks split the vision tower's weights, or each holds them whole"
+    )
     scheduling_policy: Literal["fcfs"] = Field("fcfs", description="first come, first served (priority: not yet)")
 
 
