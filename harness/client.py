@@ -6,22 +6,29 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby, islice
 from typing import Any
 
 import aiohttp
 
 from harness.engines.log import printable
-from harness.traffic import Request
+from harness.scenario import Load
+from harness.traffic import Request, stream
 
 # How far apart requests of a start together are sent, so that they queue in their order.
 SEND_GAP_S = 0.005
+# The prompt of a request, after what was said before in its conversation.
+PromptOf = Callable[[Request, Sequence[int]], list[int]]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a request. Times are monotonic ns; ``tokens_out`` is the engine's own count."""
+    """What became of a request. Times are monotonic ns; ``tokens_out`` is the engine's own count.
+
+    ``token_ids`` of the answer are there where they were asked for: the next turn of its conversation repeats them.
+    """
 
     request: Request
     sent_ns: int
@@ -31,6 +38,7 @@ class Answer:
     status: str  # ok, cut (fewer tokens than asked), http, connection, unfinished (given up by us)
     error: str
     text: str
+    token_ids: tuple[int, ...] = ()
 
 
 class Client:
@@ -98,7 +106,9 @@ class Client:
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
             return None
 
-    async def complete(self, request: Request, prompt: list[int], *, keep_text: bool) -> Answer:
+    async def complete(
+        self, request: Request, prompt: list[int], *, keep_text: bool, keep_ids: bool = False
+    ) -> Answer:  # fmt: skip
         """Send one request and read its stream to the end; cancelled, the answer is what came until then."""
         body = {
             "model": self._model,
@@ -108,9 +118,11 @@ class Client:
             "temperature": 0,
             "stream": True,
             "stream_options": {"include_usage": True},
+            **({"return_token_ids": True} if keep_ids else {}),
         }
         sent, first = time.monotonic_ns(), None
         pieces: list[str] = []
+        ids: list[int] = []
         tokens: int | None = None
         status, error = "ok", ""
         try:
@@ -122,13 +134,15 @@ class Client:
                         if first is None:
                             first = time.monotonic_ns()
                         # Events are not tokens (one may carry several): the engine's count comes at the end.
-                        if b'"usage":{' in event or keep_text or b'"error"' in event:
+                        if b'"usage":{' in event or keep_text or keep_ids or b'"error"' in event:
                             data = json.loads(event)
                             if "error" in data:
                                 status, error = "http", str(data["error"])[:300]
                             count = (data.get("usage") or {}).get("completion_tokens")
                             tokens = count if type(count) is int else tokens
                             pieces += [c.get("text") or "" for c in data.get("choices") or ()] if keep_text else ()
+                            for choice in data.get("choices") or () if keep_ids else ():
+                                ids += choice.get("token_ids") or ()
         except asyncio.CancelledError:
             status, error = "unfinished", "still under way when the load was given up"
         except (aiohttp.ClientError, OSError) as fault:
@@ -137,8 +151,10 @@ class Client:
             status, error = "http", f"the stream can't be read: {fault}"[:300]
         if status == "ok" and tokens != request.output_tokens:
             status, error = "cut", f"{tokens} tokens instead of {request.output_tokens}"
+        if status == "ok" and keep_ids and len(ids) != request.output_tokens:
+            status, error = "cut", f"{len(ids)} token ids for {tokens} tokens"
         text = printable("".join(pieces))
-        return Answer(request, sent, first, time.monotonic_ns(), tokens, status, printable(error), text)
+        return Answer(request, sent, first, time.monotonic_ns(), tokens, status, printable(error), text, tuple(ids))
 
 
 async def _events(stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:
@@ -154,47 +170,68 @@ async def _events(stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:
 
 async def drive(
     client: Client,
-    work: list[Request],
-    concurrency: int,
-    prompt_of: Callable[[Request], list[int]],
+    load: Load,
+    prompt_of: PromptOf,
     on_answer: Callable[[Answer], None],
     *,
     keep_text: bool,
     on_start: Callable[[], Awaitable[None]] | None = None,
     on_all_sent: Callable[[], None] | None = None,
 ) -> None:
-    """Send ``work`` with ``concurrency`` users, each sending the next when its last one ended.
+    """Send ``load``: what comes at times of its own at its time, else a user's next request after the last one's end.
 
-    The first requests go out in order, a few milliseconds apart; ``on_start`` is awaited once they are out.
+    Where users start together, the first requests go out in order, a few milliseconds apart; ``on_start`` is awaited
+    once they are out.
     """
-    queue: Iterator[Request] = iter(work)
-    left = len(work)
+    conversations = (list(turns) for _, turns in groupby(stream(load), key=lambda r: r.conversation))
+    left = load.requests
 
-    async def user(request: Request | None, prompt: list[int]) -> None:
+    async def converse(turns: list[Request], prompt: list[int]) -> bool:
+        """False where it was given up."""
         nonlocal left
-        while request is not None:
+        for request in turns:
             left -= 1
             if left == 0 and on_all_sent:
                 on_all_sent()
-            answer = await client.complete(request, prompt, keep_text=keep_text)
+            more = request is not turns[-1]
+            answer = await client.complete(request, prompt, keep_text=keep_text, keep_ids=more)
             on_answer(answer)
             if answer.status == "unfinished":
-                return
-            request = next(queue, None)
-            prompt = prompt_of(request) if request else []
+                return False
+            if more:
+                said = [*prompt, *answer.token_ids]
+                if answer.status != "ok":  # nobody goes on from half an answer
+                    left -= len(turns) - request.turn - 1
+                    return True
+                await asyncio.sleep(load.think_s)
+                prompt = prompt_of(turns[request.turn + 1], said)
+        return True
 
-    first = [next(queue) for _ in range(min(concurrency, len(work)))]
-    prompts = [prompt_of(r) for r in first]
-    users: list[asyncio.Task[None]] = []
+    async def user(turns: list[Request] | None, prompt: list[int]) -> None:
+        while turns is not None and await converse(turns, prompt):
+            turns = next(conversations, None)
+            if turns is not None:
+                await asyncio.sleep(load.think_s)
+                prompt = prompt_of(turns[0], ())
+
+    tasks: list[asyncio.Task[Any]] = []
     try:
-        for request, prompt in zip(first, prompts, strict=True):
-            users.append(asyncio.create_task(user(request, prompt)))
-            await asyncio.sleep(SEND_GAP_S)
+        if load.open:
+            began = time.monotonic()
+            for turns in conversations:
+                prompt = prompt_of(turns[0], ())
+                await asyncio.sleep(began + (turns[0].time_s or 0.0) - time.monotonic())
+                tasks.append(asyncio.create_task(converse(turns, prompt)))
+        else:
+            first = [(turns, prompt_of(turns[0], ())) for turns in islice(conversations, load.concurrency)]
+            for turns, prompt in first:
+                tasks.append(asyncio.create_task(user(turns, prompt)))
+                await asyncio.sleep(SEND_GAP_S)
         if on_start:
             await on_start()
-        await asyncio.gather(*users)
+        await asyncio.gather(*tasks)
     finally:
-        for task in users:
+        for task in tasks:
             task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.gather(*users, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)

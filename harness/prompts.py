@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ from harness.errors import EngineError
 from harness.traffic import Request, prompt_ids
 
 if TYPE_CHECKING:
-    from harness.client import Client
+    from harness.client import Client, PromptOf
 
 QUESTIONS = (
     "The capital of France is",
@@ -20,12 +20,11 @@ QUESTIONS = (
     "The opposite of hot is",
     "The author of Romeo and Juliet is",
 )
-PromptOf = Callable[[Request], list[int]]
 
 
 def made_up(seed: int, vocab_size: int, shared_prefix_tokens: int) -> PromptOf:
     """Random token ids; no two prompts share a block beyond the prefix that all of them share."""
-    return lambda request: prompt_ids(request, seed, vocab_size, shared_prefix_tokens)
+    return lambda request, said: prompt_ids(request, seed, vocab_size, shared_prefix_tokens, said)
 
 
 async def real_text(client: Client, shared_prefix_tokens: int) -> PromptOf:
@@ -39,13 +38,14 @@ async def real_text(client: Client, shared_prefix_tokens: int) -> PromptOf:
     shared = (prose * (shared_prefix_tokens // len(prose) + 1))[:shared_prefix_tokens]
     questions = [await _tokenize(client, "\n\n" + q) for q in QUESTIONS]
 
-    def prompt_of(request: Request) -> list[int]:
-        own = request.prompt_tokens - shared_prefix_tokens
+    def prompt_of(request: Request, said: Sequence[int]) -> list[int]:
+        begin = list(said) or shared
+        own = request.prompt_tokens - len(begin)
         question = questions[request.index % len(questions)][-own:]
         room = own - len(question)
         start = request.index * 37 % len(prose)
         repeated = prose[start:] + prose * (room // len(prose) + 1)
-        return shared + repeated[:room] + question
+        return begin + repeated[:room] + question
 
     return prompt_of
 

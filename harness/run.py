@@ -22,7 +22,6 @@ from harness.ledger import Account, Phase
 from harness.modes import Session
 from harness.sampler import MEMORY_INTERVAL_S, MemorySampler, sample_metrics
 from harness.scenario import Scenario
-from harness.traffic import requests
 
 if TYPE_CHECKING:
     from harness.client import Answer, Client
@@ -87,7 +86,7 @@ def execute(
             stage = run.progress.stage
             run.end()
         if interrupts.heard and outcome != UNRECORDED:
-            reason = f"{interrupts.heard} ({stage}; {run.progress.done} of {len(run.work)} requests had ended)"
+            reason = f"{interrupts.heard} ({stage}; {run.progress.done} of {run.load.requests} requests had ended)"
             outcome = INTERRUPTED
         try:
             folder.save_manifest(outcome=outcome, reason=reason, **run.facts())
@@ -105,6 +104,9 @@ def _begin(
     folder = store.RunFolder.create(out, scenario.name, mode)
     try:
         folder.write_text(store.SCENARIO, scenario.as_yaml())
+        for key, name in scenario.file_names().items():
+            assert scenario.load is not None
+            folder.write_text(name, scenario.load.files[key].text)
         folder.write_json(store.PREDICTION, prediction.as_dict())
         if expected is not prediction:
             folder.write_json(store.REHEARSAL, expected.as_dict())
@@ -144,7 +146,6 @@ class _Run:
         self.memory: MemorySampler | None = None
         self.tables: list[store.TableWriter] = []
         self.tail = vllm.LogTail(folder.file(store.ENGINE_LOG))
-        self.work = requests(self.load)
         self.answers = {"ok": 0}
 
     # -- what is written down --------------------------------------------------------------------------
@@ -261,7 +262,7 @@ class _Run:
     async def _under_load(self, client: Client, table: store.TableWriter) -> tuple[str, str]:
         from harness.client import drive
 
-        load, self.progress.total = self.load, len(self.work)
+        load, self.progress.total = self.load, self.load.requests
         try:
             prompt_of = (
                 await prompts.real_text(client, load.shared_prefix_tokens)
@@ -271,8 +272,8 @@ class _Run:
         except EngineError as error:
             gone = await self._gone(client)
             return (DIED, gone) if gone else (SILENT, str(error))
-        # The first requests are to start together: they queue while the scheduler is paused.
-        paused = await client.post("/pause?mode=keep") is not None
+        # The first requests of users are to start together: they queue while the scheduler is paused.
+        paused = not load.open and await client.post("/pause?mode=keep") is not None
 
         async def start_together() -> None:
             if paused:
@@ -286,8 +287,7 @@ class _Run:
         self.progress.at("under load")
         driving = asyncio.create_task(
             drive(
-                client, self.work, load.concurrency, prompt_of, on_answer,
-                keep_text=self.session.real_text, on_start=start_together,
+                client, load, prompt_of, on_answer, keep_text=self.session.real_text, on_start=start_together,
                 on_all_sent=lambda: self.mark(Phase.DRAIN),
             )
         )  # fmt: skip

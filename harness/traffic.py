@@ -3,43 +3,73 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from harness.scenario import Lengths, Load, Normal, Uniform
+from harness.scenario import Empirical, Lengths, Load, Normal, Uniform
+from harness.scenario.trace import HASH_TOKENS, Row
 
 
 @dataclass(frozen=True)
 class Request:
-    """One request: ``prompt_tokens`` go in, exactly ``output_tokens`` come out. ``index`` counts from 0."""
+    """One request: ``prompt_tokens`` go in, exactly ``output_tokens`` come out. ``index`` counts from 0.
+
+    ``turn`` counts within a ``conversation``, from 0: a later turn's prompt is all of the turn before, its answer and
+    something new. ``time_s`` from the first request, None where an answer tells when it is sent.
+    """
 
     index: int
     prompt_tokens: int
     output_tokens: int
+    conversation: int = 0
+    turn: int = 0
+    time_s: float | None = None
+    pieces: tuple[tuple[int, int], ...] = ()  # (id, tokens) of its first tokens: prompts share those with equal ids
 
 
 def stream(load: Load) -> Iterator[Request]:
-    """The requests of ``load`` in the order in which they are sent, drawn one by one."""
-    rng = random.Random(load.seed)
-    for i in range(load.requests):
-        yield Request(i, _draw(load.prompt_tokens, rng), _draw(load.output_tokens, rng))
+    """The requests of ``load`` in the order in which they are sent, conversation by conversation, drawn one by one."""
+    rng, times = random.Random(load.seed), arrivals_s(load)
+    for i in range(load.conversations):
+        time_s = next(times) if times else None
+        if load.trace is not None:
+            yield _recorded(i, load.trace.rows[i], HASH_TOKENS.get(load.trace.format, 0))
+            continue
+        said = 0
+        for turn in range(load.turns):
+            said += _draw(load.turn_tokens if turn else load.prompt_tokens, rng)
+            output = _draw(load.output_tokens, rng)
+            yield Request(i * load.turns + turn, said, output, i, turn, None if turn else time_s)
+            said += output
+
+
+def _recorded(index: int, row: Row, hash_tokens: int) -> Request:
+    """A row of a trace; one without hash_ids has a prompt like no other."""
+    left, pieces = row.prompt_tokens, []
+    for piece in row.hash_ids:
+        if left > 0:
+            pieces.append((piece, min(hash_tokens, left)))
+        left -= hash_tokens
+    return Request(index, row.prompt_tokens, row.output_tokens, index, 0, row.time_s, tuple(pieces))
 
 
 def arrivals_s(load: Load) -> Iterator[float] | None:
-    """When each request of ``load`` is sent, in seconds from the first one; None where answers tell.
+    """When each conversation of ``load`` begins, in seconds from the first one; None where answers tell.
 
-    Gaps between requests have the mean 1 / rate: all alike (constant), exponential (poisson, ramp), or gamma
-    distributed with the shape ``burstiness``. Drawn beside the lengths, so these are the same at any rate.
+    Gaps between them have the mean 1 / rate: all alike (constant), exponential (poisson, ramp), or gamma distributed
+    with the shape ``burstiness``. Drawn beside the lengths, so these are the same at any rate.
     """
-    return None if load.rate is None else _timed(load, load.rate)
+    if load.trace is not None:
+        return (row.time_s for row in load.trace.rows[: load.requests])
+    return None if load.rate is None else _at_a_rate(load, load.rate)
 
 
-def _timed(load: Load, rate: float) -> Iterator[float]:
+def _at_a_rate(load: Load, rate: float) -> Iterator[float]:
     rng, time_s = random.Random(f"{load.seed}/arrivals"), 0.0
     shape = {"constant": None, "gamma": load.burstiness}.get(load.shape, 1.0)
-    for i in range(load.requests):
+    for i in range(load.conversations):
         yield time_s
-        now = rate if load.end_rate is None else rate + (load.end_rate - rate) * i / load.requests
+        now = rate if load.end_rate is None else rate + (load.end_rate - rate) * i / load.conversations
         time_s += 1 / now if shape is None else rng.gammavariate(shape, 1 / (shape * now))
 
 
@@ -48,11 +78,14 @@ def requests(load: Load) -> list[Request]:
     return list(stream(load))
 
 
-def _draw(lengths: Lengths, rng: random.Random) -> int:
+def _draw(lengths: Lengths | None, rng: random.Random) -> int:
+    assert lengths is not None
     if isinstance(lengths, int):
         return lengths
     if isinstance(lengths, Uniform):
         return rng.randint(lengths.low, lengths.high)
+    if isinstance(lengths, Empirical):
+        return rng.choice(lengths.seen)
     if isinstance(lengths, Normal):
         drawn = rng.gauss(lengths.mean, lengths.stdev)
     else:
@@ -60,12 +93,20 @@ def _draw(lengths: Lengths, rng: random.Random) -> int:
     return min(max(round(min(drawn, 1e9)), lengths.low), lengths.high)
 
 
-def prompt_ids(request: Request, seed: int, vocab_size: int, shared_prefix_tokens: int = 0) -> list[int]:
-    """Token ids of a prompt that shares no block with another's but for the prefix: drawn from (seed, index).
+def prompt_ids(
+    request: Request, seed: int, vocab_size: int, shared_prefix_tokens: int = 0, said: Sequence[int] = ()
+) -> list[int]:
+    """Token ids of a prompt: what is common to all (or ``said`` before in its conversation), then its own.
 
-    Ids 0-9 are left out: the usual place of the special tokens.
+    Its own are drawn from (seed, index), so that it shares no block with another's. Ids 0-9 are left out: the usual
+    place of the special tokens.
     """
     ids = range(min(10, vocab_size - 1), vocab_size)
-    shared = random.Random(f"{seed}/shared").choices(ids, k=shared_prefix_tokens)
-    own = random.Random(f"{seed}/{request.index}").choices(ids, k=request.prompt_tokens - shared_prefix_tokens)
-    return shared + own
+
+    def drawn(what: object, count: int) -> list[int]:
+        return random.Random(f"{seed}/{what}").choices(ids, k=count)
+
+    begin = list(said) or drawn("shared", shared_prefix_tokens)
+    for piece, count in request.pieces:
+        begin += drawn(f"piece/{piece}", count)
+    return begin + drawn(request.index, request.prompt_tokens - len(begin))

@@ -69,7 +69,7 @@ BAD: list[tuple[str, str, str]] = [
     ("requests: 8, ", "", "s.yaml:5: load.requests: missing: how many requests are sent in all"),
     ("prompt_tokens: 100, ", "", f"s.yaml:5: load.prompt_tokens: missing: {A_LENGTH}"),
     (PROMPT, "prompt_tokens: {low: 1, high: 2}",
-     "s.yaml:5: load.prompt_tokens.distribution: missing: uniform, normal or lognormal"),
+     "s.yaml:5: load.prompt_tokens.distribution: missing: uniform, normal, lognormal or empirical"),
     # unknown keys, at every level
     ("engine:", "engin:", "s.yaml:4: engin: unknown key; did you mean 'engine'?"),
     ("engine:", "foo:", f"s.yaml:4: foo: unknown key; known here: {KEYS}"),
@@ -157,12 +157,13 @@ BAD: list[tuple[str, str, str]] = [
      "did you mean 'bfloat16'?"),
     (ENGINE, "kv_cache_dtype: 8",
      "s.yaml:4: engine.kv_cache_dtype: expected auto, bfloat16, float16, fp8, fp8_e4m3, fp8_e5m2 or nvfp4, got 8"),
-    ("closed", "open", 's.yaml:5: load.shape: expected closed, burst, constant, poisson, gamma or ramp, got "open"'),
+    ("closed", "open",
+     's.yaml:5: load.shape: expected closed, burst, constant, poisson, gamma, ramp or trace, got "open"'),
     (PROMPT, "prompt_tokens: {distribution: lognorml, low: 1, high: 2}",
-     "s.yaml:5: load.prompt_tokens.distribution: expected uniform, normal or lognormal, got \"lognorml\"; "
+     "s.yaml:5: load.prompt_tokens.distribution: expected uniform, normal, lognormal or empirical, got \"lognorml\"; "
      "did you mean 'lognormal'?"),
     (PROMPT, "prompt_tokens: {distribution: 5, low: 1, high: 2}",
-     "s.yaml:5: load.prompt_tokens.distribution: expected uniform, normal or lognormal, got 5"),
+     "s.yaml:5: load.prompt_tokens.distribution: expected uniform, normal, lognormal or empirical, got 5"),
     ("gpu:", "expect: {limited_by: kv_cahce}\ngpu:",
      f"s.yaml:3: expect.limited_by: unknown term \"kv_cahce\"; did you mean 'kv_cache'? {LIMITS}"),
     # keys that contradict each other

@@ -203,9 +203,25 @@ def arriving(draw: st.DrawFn) -> tuple[Load, Limits, StepTime]:
     return work.model_copy(update=keys), limits, step_time
 
 
+@st.composite
+def conversing(draw: st.DrawFn) -> tuple[Load, Limits, StepTime]:
+    """Conversations of a few turns, begun by users, at once or at a rate, with or without time to think."""
+    work, limits, step_time = draw(arriving())
+    turns = draw(st.integers(2, 4))
+    keys: dict[str, Any] = {"turns": turns, "turn_tokens": draw(st.integers(1, 100)), "requests": turns * work.requests}
+    keys["think_s"] = draw(st.sampled_from([0.0, 0.02, 0.5, 3.0]))
+    closed = {"shape": "closed", "rate": None, "end_rate": None, "burstiness": None}
+    if draw(st.booleans()):
+        work = work.model_copy(update={**closed, "users": draw(st.integers(1, work.requests))})
+    work = work.model_copy(update=keys)
+    model_len = max(limits.max_model_len, longest_request(work))
+    blocks = max(limits.num_blocks, -(-longest_request(work) // limits.block_size) + 1 + draw(st.integers(0, 9)))
+    return work, replace(limits, max_model_len=model_len, num_blocks=blocks), step_time
+
+
 @needs_vllm
 @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
-@given(arriving(), options(), st.booleans())
+@given(arriving() | conversing(), options(), st.booleans())
 def test_any_workload_that_arrives(
     case: tuple[Load, Limits, StepTime], chosen: dict[str, Any], asynchronous: bool
 ) -> None:
@@ -221,6 +237,17 @@ def test_any_workload_that_arrives(
 @given(workloads())
 def test_any_workload(case: tuple[Load, Limits]) -> None:
     against_vllm(*case)
+
+
+@needs_vllm
+def test_a_conversation_finds_what_was_said_before() -> None:
+    """Three turns of 160 + 32 and twice 16 + 32 tokens: a later turn computes what is new and the last block's rest."""
+    keys: dict[str, Any] = {"shape": "closed", "users": 2, "requests": 12, "turns": 3, "turn_tokens": 16}
+    work, limits = load(prompt_tokens=160, output_tokens=32, **keys), Limits(100, 16, 16, 4096, 512)
+    computed = sum(tokens - found - 1 for tokens, found in ((192, 0), (240, 176), (288, 224)))
+    assert against_vllm(work, limits).figures.tokens_scheduled == 4 * computed
+    forgetful = against_vllm(work, replace(limits, enable_prefix_caching=False)).figures
+    assert forgetful.tokens_scheduled == 4 * (191 + 239 + 287)
 
 
 def test_a_shared_prefix_is_held_once() -> None:

@@ -33,7 +33,7 @@ MIXED = {
 
 
 def test_fixed_lengths_in_order() -> None:
-    assert requests(load(requests=3)) == [Request(0, 100, 10), Request(1, 100, 10), Request(2, 100, 10)]
+    assert requests(load(requests=3)) == [Request(i, 100, 10, conversation=i) for i in range(3)]
 
 
 def test_the_same_seed_draws_the_same_requests() -> None:

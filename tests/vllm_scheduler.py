@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import tempfile
 import time
@@ -86,22 +85,29 @@ def run(
     init_none_hash(sha256)
     hasher = get_request_block_hasher(limits.block_size, sha256) if limits.enable_prefix_caching else None
 
-    work = requests(load)
+    conversations: dict[int, deque[Any]] = {}
+    for r in requests(load):
+        conversations.setdefault(r.conversation, deque()).append(r)
+    prompts: dict[int, list[int]] = {}  # of the turns that were sent
 
     def add(r: Any) -> None:
+        said = prompts[r.index - 1] + [10 + r.index - 1] * known[r.index - 1].output_tokens if r.turn else []
+        prompts[r.index], known[r.index] = prompt_ids(r, load.seed, VOCABULARY, load.shared_prefix_tokens, said), r
         scheduler.add_request(
             Request(
-                f"r{r.index}", prompt_ids(r, load.seed, VOCABULARY, load.shared_prefix_tokens),
-                SamplingParams(max_tokens=r.output_tokens, ignore_eos=True), None, block_hasher=hasher,
+                f"r{r.index}", prompts[r.index], SamplingParams(max_tokens=r.output_tokens, ignore_eos=True), None,
+                block_hasher=hasher,
             )
         )  # fmt: skip
 
+    known: dict[int, Any] = {}
     times = arrivals_s(load)
-    at_once = 0 if times else load.concurrency
-    due = deque((round(t * 10**12), r) for t, r in zip(times or (), work, strict=bool(times)))
-    for r in work[:at_once]:
-        add(r)
-    later = iter(() if times else work[at_once:])
+    queued = deque(conversations.values())
+    due: list[tuple[int, int, int, Any]] = []  # when a request comes, whose end brings it, the request
+    for i in range(len(queued) if times else load.concurrency):
+        first = queued.popleft()
+        due.append((round(next(times) * 10**12) if times else 0, -1, i, first.popleft()))
+    due.sort(key=lambda d: d[:3])
     spent, under_way = 0.0, deque()
     now_ps = began_ps = 0
     decoding: set[str] = set()
@@ -110,7 +116,7 @@ def run(
         if not scheduler.has_unfinished_requests():
             now_ps = began_ps = max(now_ps, due[0][0])
         while due and due[0][0] <= (began_ps if limits.async_scheduling else now_ps):
-            add(due.popleft()[1])
+            add(due.pop(0)[-1])
         begun = time.perf_counter()
         plan = scheduler.schedule()
         spent += time.perf_counter() - begun
@@ -136,8 +142,12 @@ def run(
         begun = time.perf_counter()
         scheduler.update_from_output(plan, output)
         spent += time.perf_counter() - begun
-        for r in itertools.islice(later, sum(request.is_finished() for request in served)):
-            add(r)
+        for ended in (known[int(request.request_id[1:])] for request in served if request.is_finished()):
+            rest = conversations[ended.conversation] or (queued.popleft() if queued else None)
+            if rest:
+                came_ps = (began_ps if limits.async_scheduling else now_ps) + round(load.think_s * 10**12)
+                due.append((came_ps, ended.index, 0, rest.popleft()))
+        due.sort(key=lambda d: d[:3])
     if loop_seconds is not None:
         loop_seconds.append(spent)
     return LoadFigures(

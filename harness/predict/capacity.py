@@ -14,7 +14,7 @@ from harness.ledger import Account, Term
 from harness.predict import predict
 from harness.predict.limits import limits_of
 from harness.predict.settings import settings
-from harness.scenario import Load, Scenario, longest_request
+from harness.scenario import Load, Scenario, longest, longest_request
 from harness.simulate import Limits, Simulation, holds, simulate
 
 LOOK_PAST = 16  # a load is no smooth thing: so many points past the cliff are looked at before it is believed
@@ -123,7 +123,8 @@ def _many(load: Load, limits: Limits) -> _Search:
 
 def _context(load: Load, limits: Limits) -> _Search:
     """Tokens of prompt and output, the outputs as the scenario has them and all prompts of one length."""
-    output = load.output_tokens if isinstance(load.output_tokens, int) else load.output_tokens.high
+    assert load.output_tokens is not None
+    output = longest(load.output_tokens)
     shared = load.shared_prefix_tokens
     return _Search(
         "context_tokens", longest_request(load), shared + 1 + output, limits.max_model_len, "max_model_len",

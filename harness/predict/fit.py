@@ -125,8 +125,8 @@ def judge_load(
             f"load: prompt and output reach {longest_request(load):,} tokens, "
             f"above max_model_len {settings.max_model_len:,}"
         )
-    if load.rate is not None:
-        reason = f"not judged: requests come {load.rate:g} a second, and how long a step takes is not modelled yet"
+    if load.timed:
+        reason = f"not judged: a {load.shape} load comes by the clock, and how long a step takes is not modelled yet"
         return Rung(RungName.HOLDS, None, limited_by=KV_CACHE, reason=reason), LoadFigures()
     if settings.model_runner == "v0":
         reason = "not judged: the scheduler of V0 (vLLM before 0.8) is not simulated"

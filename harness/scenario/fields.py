@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
 from harness.units import parse_bytes
 
@@ -27,3 +29,35 @@ class Part(BaseModel):
     """A mapping of the scenario: strict, frozen, no unknown keys."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class FilePart(Part):
+    """A mapping that names a file, which is read when the scenario is."""
+
+    file: Annotated[str, Field(min_length=1, max_length=500)] = Field(description="relative to the scenario's folder")
+    _path: Path = PrivateAttr(Path())
+    _text: str = PrivateAttr("")
+
+    @property
+    def path(self) -> Path:
+        """Where it was read."""
+        return self._path
+
+    @property
+    def text(self) -> str:
+        """What was read."""
+        return self._text
+
+    @property
+    def digest(self) -> str:
+        """sha256 of what was read."""
+        return hashlib.sha256(self._text.encode()).hexdigest()
+
+    def read(self, folder: Path) -> None:
+        """Take in the file. Raises ScenarioError with the line at fault, OSError or ValueError where there is none."""
+        self._path = folder / self.file
+        self._text = self._path.read_text(encoding="utf-8", errors="replace")
+        self._take(self._text.splitlines())
+
+    def _take(self, lines: list[str]) -> None:
+        raise NotImplementedError

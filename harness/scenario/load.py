@@ -3,88 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, Discriminator, Field, Tag
+from pydantic import Field
 
 from harness.architecture import Architecture
-from harness.scenario.fields import Fault, Part, Tokens
+from harness.scenario.fields import Fault, FilePart, Part
+from harness.scenario.lengths import LENGTHS, Lengths, longest, shortest
+from harness.scenario.trace import Trace
 
 if TYPE_CHECKING:
     from harness.scenario.scenario import Scenario
 
-
-class Uniform(Part):
-    """Whole numbers from ``low`` to ``high``, each as likely."""
-
-    distribution: Literal["uniform"]
-    low: Tokens
-    high: Tokens
-
-
-class Normal(Part):
-    """A bell around ``mean``, cut to ``low``..``high``."""
-
-    distribution: Literal["normal"]
-    mean: Annotated[float, Field(gt=0, le=1e7)]
-    stdev: Annotated[float, Field(ge=0, le=1e7)]
-    low: Tokens
-    high: Tokens
-
-
-class Lognormal(Part):
-    """A long tail: ``median`` and the ``sigma`` of the logarithm, cut to ``low``..``high``."""
-
-    distribution: Literal["lognormal"]
-    median: Annotated[float, Field(gt=0, le=1e7)]
-    sigma: Annotated[float, Field(ge=0, le=10)]
-    low: Tokens
-    high: Tokens
-
-
-def _length_tag(value: Any) -> str | None:
-    """Which form of Lengths; None or an unknown name where a mapping doesn't say."""
-    if isinstance(value, dict):
-        kind = value.get("distribution")
-        return kind if isinstance(kind, str) else None
-    return str(getattr(value, "distribution", "")) if isinstance(value, BaseModel) else "fixed"
-
-
-LENGTH_FORMS: dict[str, type[BaseModel] | None] = {
-    "fixed": None, "uniform": Uniform, "normal": Normal, "lognormal": Lognormal,
-}  # fmt: skip
-_LENGTHS = "a whole number of tokens, or a distribution such as {distribution: uniform, low: 1, high: 512}"
-Lengths = Annotated[
-    Annotated[Tokens, Tag("fixed")]
-    | Annotated[Uniform, Tag("uniform")]
-    | Annotated[Normal, Tag("normal")]
-    | Annotated[Lognormal, Tag("lognormal")],
-    Discriminator(_length_tag),
-]
-
-
 Rate = Annotated[float, Field(gt=0, le=1e6)]
-TIMED = ("constant", "poisson", "gamma", "ramp")
+AT_A_RATE = ("constant", "poisson", "gamma", "ramp")
+# The keys that some shapes have and others have not.
+_OF_SHAPES = {
+    "users": ("closed",), "rate": AT_A_RATE, "end_rate": ("ramp",), "burstiness": ("gamma",), "trace": ("trace",),
+    "prompt_tokens": ("closed", "burst", *AT_A_RATE), "output_tokens": ("closed", "burst", *AT_A_RATE),
+}  # fmt: skip
+_MISSING = {"prompt_tokens": LENGTHS, "output_tokens": LENGTHS}
+_WHY = {
+    ("burst", "users"): "a burst has no users: all its requests come at once",
+    ("closed", "users"): "missing: a closed load has users",
+    ("trace", "prompt_tokens"): "a trace has its own lengths",
+    ("trace", "output_tokens"): "a trace has its own lengths",
+}
 
 
 class Load(Part):
     """Requests: how many, how long, and when."""
 
-    shape: Literal["closed", "burst", "constant", "poisson", "gamma", "ramp"] = Field(
+    shape: Literal["closed", "burst", "constant", "poisson", "gamma", "ramp", "trace"] = Field(
         description="closed: each user sends the next request when the last one ends; burst: all at once; constant, "
-        "poisson, gamma: at a rate, whatever the answers; ramp: poisson at a rate that grows or falls"
+        "poisson, gamma: at a rate, whatever the answers; ramp: poisson at a rate that grows or falls; "
+        "trace: the first ones of a recording"
     )
+    users: Annotated[int, Field(ge=1, le=100_000)] | None = Field(None, description="of a closed load")
     rate: Rate | None = Field(None, description="requests per second; of a ramp, at its beginning")
     end_rate: Rate | None = Field(None, description="of a ramp: requests per second at its end")
     burstiness: Annotated[float, Field(gt=0, le=1e6)] | None = Field(
         None, description="of a gamma load: the shape of the gaps' distribution; 1 is poisson, less is burstier"
     )
-    users: Annotated[int, Field(ge=1, le=100_000)] | None = Field(None, description="of a closed load")
-    requests: Annotated[int, Field(ge=1, le=1_000_000)] = Field(description="how many requests are sent in all")
-    prompt_tokens: Lengths = Field(description=_LENGTHS)
-    output_tokens: Lengths = Field(description=_LENGTHS)
+    trace: Trace | None = Field(None, description="such as {file: traces/mooncake.jsonl, format: mooncake}")
+    requests: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        description="how many requests are sent in all"
+    )
+    prompt_tokens: Lengths | None = Field(None, description=LENGTHS)
+    output_tokens: Lengths | None = Field(None, description=LENGTHS)
     shared_prefix_tokens: Annotated[int, Field(ge=0, le=10_000_000)] = Field(
         0, description="how many first tokens all prompts have in common, such as a system prompt"
+    )
+    turns: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        1, description="requests of a conversation: each prompt is all that was said before and something new"
+    )
+    turn_tokens: Lengths | None = Field(None, description="what a later turn adds to the prompt: " + LENGTHS)
+    think_s: Annotated[float, Field(ge=0, le=86_400)] = Field(
+        0.0, description="seconds from an answer to the user's next request"
     )
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     timeout_s: Annotated[float, Field(gt=0, le=86_400)] = Field(
@@ -92,50 +68,109 @@ class Load(Part):
     )
 
     @property
+    def conversations(self) -> int:
+        """How many conversations there are; each request is one where there are no turns."""
+        return self.requests // self.turns
+
+    @property
     def concurrency(self) -> int:
         """The most requests that are under way at once, were nothing to hold them back."""
-        return min(self.requests, self.users) if self.users else self.requests
+        return min(self.conversations, self.users or self.conversations)
+
+    @property
+    def open(self) -> bool:
+        """Whether requests come at times of their own, answered or not."""
+        return self.rate is not None or self.trace is not None
+
+    @property
+    def timed(self) -> bool:
+        """Whether it takes a clock to tell when requests come."""
+        return self.open or self.think_s > 0
+
+    @property
+    def files(self) -> dict[str, FilePart]:
+        """The keys that name a file."""
+        parts = {key: getattr(self, key) for key in ("trace", "prompt_tokens", "output_tokens", "turn_tokens")}
+        return {key: part for key, part in parts.items() if isinstance(part, FilePart)}
+
+    def read_files(self, folder: Path) -> Iterator[Fault]:
+        """Take in the files that are named; the faults of those that can't be read.
+
+        Raises ScenarioError with the line of a file that can't be right.
+        """
+        for key, part in self.files.items():
+            try:
+                part.read(folder)
+            except (OSError, ValueError) as error:
+                why = getattr(error, "strerror", None) or error
+                yield ("load", key, "file"), f"{part.path} can't be read: {why}"
 
 
 def load_faults(s: Scenario, load: Load, architecture: Architecture | None) -> Iterator[Fault]:
     """Faults that lie between keys."""
-    if load.shape == "closed" and load.users is None:
-        yield ("load", "users"), "missing: a closed load has users"
-    if load.shape == "burst" and load.users is not None:
-        yield ("load", "users"), "a burst has no users: all its requests come at once"
-    if load.shape in TIMED and load.users is not None:
-        yield ("load", "users"), f"a {load.shape} load has no users: its requests come at a rate, answered or not"
-    keys = {"rate": TIMED, "end_rate": ("ramp",), "burstiness": ("gamma",)}
-    for key, shapes in keys.items():
-        if (load.shape in shapes) != (getattr(load, key) is not None):
-            wrong = "missing: a {0} load has one" if load.shape in shapes else "a {0} load has none"
-            yield ("load", key), wrong.format(load.shape)
-    if load.users is not None and load.users > load.requests:
-        yield ("load", "users"), f"{load.users} users but {load.requests} requests: some would have nothing to send"
-    for key in ("prompt_tokens", "output_tokens"):
+    wrong = list(_shape_faults(load)) + list(_conversation_faults(load))
+    yield from wrong
+    if load.users is not None and load.users > load.conversations:
+        what = "requests" if load.turns == 1 else "conversations"
+        yield ("load", "users"), f"{load.users} users but {load.conversations} {what}: some would have nothing to send"
+    if load.trace is not None and load.trace.rows and load.requests > len(load.trace.rows):
+        yield ("load", "requests"), f"the trace has {len(load.trace.rows):,} requests, got {load.requests:,}"
+    for key in ("prompt_tokens", "output_tokens", "turn_tokens"):
         lengths = getattr(load, key)
-        if not isinstance(lengths, int) and lengths.low > lengths.high:
+        if lengths is not None and shortest(lengths) > longest(lengths):
             yield ("load", key), f"low ({lengths.low:,}) is above high ({lengths.high:,})"
-    shortest = load.prompt_tokens if isinstance(load.prompt_tokens, int) else load.prompt_tokens.low
-    if load.shared_prefix_tokens >= shortest:
+    if wrong:
+        return
+    least = shortest(load.prompt_tokens) if load.prompt_tokens is not None else min(_prompts(load))
+    if load.shared_prefix_tokens >= least:
         yield (
             ("load", "shared_prefix_tokens"),
-            f"expected less than the shortest prompt ({shortest:,} tokens), which it is the beginning of",
+            f"expected less than the shortest prompt ({least:,} tokens), which it is the beginning of",
         )
     if load.shared_prefix_tokens and s.engine.long_prefill_token_threshold:
         yield ("load", "shared_prefix_tokens"), "not simulated yet beside engine.long_prefill_token_threshold"
     limit, whose = s.engine.max_model_len, "engine.max_model_len"
     if limit is None and architecture is not None:
         limit, whose = architecture.default_model_len, f"the model's own {architecture.max_len_key}"
-    longest = longest_request(load)
-    if limit is not None and longest > limit:
-        yield (
-            ("load", "prompt_tokens"),
-            f"prompt and output reach {longest:,} tokens, above {whose} ({limit:,})",
-        )
+    most = longest_request(load)
+    if limit is not None and most > limit:
+        what = "a conversation reaches" if load.turns > 1 else "prompt and output reach"
+        yield ("load", "trace" if load.trace else "prompt_tokens"), f"{what} {most:,} tokens, above {whose} ({limit:,})"
+
+
+def _shape_faults(load: Load) -> Iterator[Fault]:
+    """Keys that the shape needs and does not have, or has and can't have."""
+    for key, shapes in _OF_SHAPES.items():
+        given = getattr(load, key) is not None
+        if given != (load.shape in shapes):
+            a_load = f"an {load.shape} load" if load.shape[0] in "aeiou" else f"a {load.shape} load"
+            text = f"{a_load} has none" if given else f"missing: {_MISSING.get(key, f'{a_load} has one')}"
+            yield ("load", key), _WHY.get((load.shape, key), text)
+
+
+def _conversation_faults(load: Load) -> Iterator[Fault]:
+    if load.turns > 1 and load.trace is not None:
+        yield ("load", "turns"), "a trace has its own prompts"
+    if load.turns > 1 and load.turn_tokens is None:
+        yield ("load", "turn_tokens"), "missing: what a later turn of a conversation adds to the prompt"
+    if load.turns == 1 and load.turn_tokens is not None:
+        yield ("load", "turn_tokens"), "there are no later turns: say load.turns"
+    if load.requests % load.turns:
+        yield ("load", "requests"), f"expected whole conversations of {load.turns} turns, got {load.requests}"
+    if load.think_s and load.turns == 1 and load.shape != "closed":
+        yield ("load", "think_s"), "nobody sends a next request: the load is neither closed nor of several turns"
+
+
+def _prompts(load: Load) -> list[int]:
+    return [r.prompt_tokens for r in load.trace.rows[: load.requests]] if load.trace else []
 
 
 def longest_request(load: Load) -> int:
     """Tokens (prompt + output) of the longest request that the load can draw."""
-    ends = [x if isinstance(x, int) else x.high for x in (load.prompt_tokens, load.output_tokens)]
-    return sum(ends)
+    if load.trace is not None:
+        return max(r.prompt_tokens + r.output_tokens for r in load.trace.rows[: load.requests])
+    assert load.prompt_tokens is not None and load.output_tokens is not None
+    first = longest(load.prompt_tokens) + longest(load.output_tokens)
+    if load.turn_tokens is None:
+        return first
+    return first + (load.turns - 1) * (longest(load.turn_tokens) + longest(load.output_tokens))

@@ -15,7 +15,8 @@ from harness.errors import Problem, ScenarioError, UsageError, nearest
 from harness.scenario.device import device_faults
 from harness.scenario.engine import engine_faults
 from harness.scenario.fields import Fault
-from harness.scenario.load import LENGTH_FORMS, load_faults
+from harness.scenario.lengths import LENGTH_FORMS
+from harness.scenario.load import load_faults
 from harness.scenario.scenario import Scenario, config_folder
 from harness.scenario.weights import weight_faults
 
@@ -79,6 +80,7 @@ def parse_scenario(
 _FORMS: dict[str, dict[str, type[BaseModel] | None]] = {
     "prompt_tokens": dict(LENGTH_FORMS),
     "output_tokens": dict(LENGTH_FORMS),
+    "turn_tokens": dict(LENGTH_FORMS),
     "model": {"name": None, "config": None},
 }
 
@@ -97,7 +99,8 @@ def _inconsistencies(s: Scenario) -> Iterator[Fault]:
         except UsageError as error:
             yield _config_fault(s, str(error))
     if s.load is not None:
-        yield from load_faults(s, s.load, architecture)
+        unread = list(s.load.read_files(s._folder))
+        yield from unread or load_faults(s, s.load, architecture)
 
 
 def _is_known(model: str, folder: Path) -> bool:

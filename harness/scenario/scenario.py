@@ -90,16 +90,24 @@ class Scenario(Part):
             raise UsageError(f"{folder / 'config.json'} is not a JSON object")
         return config
 
+    def file_names(self) -> dict[str, str]:
+        """Keys of the load that name a file -> what its copy beside a resolved scenario is called."""
+        files = self.load.files if self.load else {}
+        return {key: f"load-{key}{part.path.suffix}" for key, part in files.items()}
+
     def as_yaml(self) -> str:
         """The scenario as resolved, without what was left at its default.
 
-        A local folder is replaced by the config in it, so that the text can be read anywhere.
+        A local folder is replaced by the config in it, and files are named as in :meth:`file_names`, so that the text
+        can be read beside copies of them.
         """
         from ruamel.yaml import YAML
 
         data = json.loads(self.model_dump_json(exclude_unset=True))
         if self.model_folder is not None:
             data["model"] = {**self.config(), "_name_or_path": self.model}
+        for key, name in self.file_names().items():
+            data["load"][key]["file"] = name
         out = io.StringIO()
         yaml = YAML()
         yaml.width = 110
@@ -114,6 +122,8 @@ class Scenario(Part):
         key that the language gains later changes no digest of an older record.
         """
         data = self.model_dump_json(exclude_defaults=True) + self.engine.vllm
+        for part in self.load.files.values() if self.load else ():  # what is in a file counts, not what it is called
+            data = data.replace(json.dumps(part.file), json.dumps(part.digest))
         if self.model_folder is not None:
             data += json.dumps(self.config(), sort_keys=True)
         return hashlib.sha256(data.encode()).hexdigest()

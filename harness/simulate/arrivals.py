@@ -6,11 +6,13 @@ picoseconds: a sum of steps is exact, whether they are taken one by one or at on
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
+from itertools import islice
 
 from harness.scenario import Load
 from harness.simulate.lockstep import Sequence
-from harness.traffic import arrivals_s, stream
+from harness.traffic import Request, arrivals_s, stream
 
 PS = 10**12  # picoseconds in a second
 
@@ -19,35 +21,69 @@ class Waiting:
     """Preempted requests, then those that came and never ran, in the order in which they came."""
 
     def __init__(self, load: Load) -> None:
+        self._turns = load.turns
         self._drawn = stream(load)
-        self._times = arrivals_s(load)  # None: the first ones are there at the start, an end brings the next
-        self._arrived = 0 if self._times else load.concurrency
-        self._to_come = load.requests - self._arrived
+        self._times = arrivals_s(load)  # of conversations; None: the first ones are there, an end brings the next
+        self._think_ps = round(load.think_s * PS)
+        self._due: list[tuple[int, int, deque[Request]]] = []  # a heap: users who think, until when, what they send
         self._heads: deque[Sequence] = deque()  # the preempted, and the first of the others once it was drawn
+        # Those behind them: so many new conversations that came at a time, or the rest of one that goes on.
+        self._queue: deque[tuple[int, int, deque[Request] | None]] = deque()
+        self._arrived = 0
+        self._to_come = 0 if self._times else load.conversations  # that wait for an end
         self.tokens_asked = 0  # to compute, by all that were drawn
-        self.next_ps = self._next_time()  # when the next one comes by itself, or None
+        if self._times is None:
+            self._to_come -= load.concurrency
+            self._begin(0, load.concurrency)
+        self._next_begin_ps = self._next_time()
 
     def __len__(self) -> int:
         return len(self._heads) + self._arrived
+
+    @property
+    def next_ps(self) -> int | None:
+        """When the next request comes by itself, or None."""
+        due = self._due[0][0] if self._due else None
+        begin = self._next_begin_ps
+        return due if begin is None else begin if due is None else min(begin, due)
 
     def _next_time(self) -> int | None:
         time_s = next(self._times, None) if self._times else None
         return None if time_s is None else round(time_s * PS)
 
+    def _begin(self, now_ps: int, count: int = 1) -> None:
+        """So many new conversations have come."""
+        self._arrived += count
+        if self._queue and self._queue[-1][2] is None and self._queue[-1][0] == now_ps:
+            count += self._queue.pop()[1]
+        self._queue.append((now_ps, count, None))
+
     def until(self, now_ps: int) -> None:
         """Those that come by themselves up to ``now_ps`` are there."""
-        while self.next_ps is not None and self.next_ps <= now_ps:
-            self._to_come -= 1
-            self._arrived += 1
-            self.next_ps = self._next_time()
+        while (when := self.next_ps) is not None and when <= now_ps:
+            if when == self._next_begin_ps:
+                self._begin(when)
+                self._next_begin_ps = self._next_time()
+                continue
+            _, _, rest = heapq.heappop(self._due)
+            if rest:
+                self._arrived += 1
+                self._queue.append((when, 1, rest))
+            else:
+                self._begin(when)
 
     def head(self) -> Sequence:
         """The next request to run."""
         if not self._heads:
-            request = next(self._drawn)
+            came_ps, count, turns = self._queue.popleft()
+            if turns is None:
+                turns = deque(islice(self._drawn, self._turns))
+                if count > 1:
+                    self._queue.appendleft((came_ps, count - 1, None))
+            request = turns.popleft()
             self._arrived -= 1
             self.tokens_asked += request.prompt_tokens + request.output_tokens - 1
-            self._heads.append(Sequence(request.index, request.prompt_tokens, request.output_tokens))
+            self._heads.append(Sequence(request, came_ps, turns))
         return self._heads[0]
 
     def pop(self) -> None:
@@ -62,8 +98,10 @@ class Waiting:
         """``seq``, which was preempted, has ended after all."""
         self._heads.remove(seq)
 
-    def next_of_user(self) -> None:
-        """A request has ended: its user sends the next one, if there is one."""
-        if self._to_come and not self._times:
+    def ended(self, seq: Sequence, now_ps: int) -> None:
+        """``seq`` has ended: its user sends the next one, if there is one, when he has thought."""
+        if not seq.later:
+            if not self._to_come:
+                return
             self._to_come -= 1
-            self._arrived += 1
+        heapq.heappush(self._due, (now_ps + self._think_ps, seq.index, seq.later))

@@ -8,7 +8,10 @@ therefore taken at once, at a cost that depends neither on the steps nor on the 
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Iterator
+
+from harness.traffic import Request
 
 NOT_DECODING = -1
 
@@ -21,12 +24,17 @@ class Sequence:
     the other figures up to date.
     """
 
-    __slots__ = ("blocks", "computed", "end", "finish", "index", "prefilled", "tokens")
+    __slots__ = (
+        "blocks", "came_ps", "computed", "content", "end", "finish", "index", "later", "prefilled", "ran", "tokens",
+    )  # fmt: skip
 
-    def __init__(self, index: int, prompt_tokens: int, output_tokens: int) -> None:
-        self.index = index
-        self.tokens = prompt_tokens
-        self.end = prompt_tokens + output_tokens
+    def __init__(self, request: Request, came_ps: int, later: deque[Request]) -> None:
+        self.index = request.index
+        self.content = request.conversation  # whose blocks it finds in the cache
+        self.came_ps, self.later = came_ps, later  # when it came; the turns of its conversation that are still to come
+        self.tokens = request.prompt_tokens
+        self.end = request.prompt_tokens + request.output_tokens
+        self.ran = False
         self.computed = self.blocks = self.prefilled = 0
         self.finish = NOT_DECODING
 

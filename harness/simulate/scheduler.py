@@ -131,7 +131,7 @@ class Run:
         self.decoding = Lockstep(limits.block_size)  # the others, but for
         self.ending: dict[int, Sequence] = {}  # those whose last token is on its way (asynchronous scheduling only)
         self.steps = self.tokens_scheduled = self.preemptions = 0
-        self.admitted = self.tokens_found = 0  # requests that ever ran; tokens of theirs that others had computed
+        self.tokens_found = 0  # tokens of those that ran for the first time that others had computed
         self.peak_blocks = self.peak_running = self.peak_waiting = 0
         self.waited_for_kv = False
         self.timeline = Timeline()
@@ -244,10 +244,10 @@ class Run:
             if not new:
                 break
             self.waiting.pop()
-            seq.blocks = self.pool.admit(seq.index)
+            seq.blocks = self.pool.admit(seq.content)
             seq.computed = seq.blocks * self.limits.block_size
-            if seq.index == self.admitted:  # for the first time: they come in order
-                self.admitted += 1
+            if not seq.ran:
+                seq.ran = True
                 self.tokens_found += seq.computed
             self._grant(seq, new)
             self.running[seq.index] = self.prefilling[seq.index] = seq
@@ -260,7 +260,7 @@ class Run:
         There must be free blocks for its whole input (``scheduler_reserve_full_isl``) or else for its first
         chunk, and beside running requests for the watermark. Cached blocks that nobody holds count as free.
         """
-        cached = self.pool.cached(seq.index) * self.limits.block_size
+        cached = self.pool.cached(seq.content) * self.limits.block_size
         new = min(seq.tokens - cached, self._longest_chunk)
         if new > budget:
             if not self.limits.enable_chunked_prefill:
@@ -325,14 +325,14 @@ class Run:
 
     def _end(self, seq: Sequence) -> None:
         if seq.index in self.running:
-            self._free(seq, for_good=True)
+            self._free(seq, for_good=not seq.later)
         else:  # preempted while its last token was on its way
             self.waiting.remove(seq)
-        self.waiting.next_of_user()
+        self.waiting.ended(seq, self.began_ps if self.limits.async_scheduling else self.now_ps)
 
     def _free(self, seq: Sequence, *, for_good: bool = False) -> None:
         del self.running[seq.index]
-        self.pool.release(seq.index, seq.blocks, seq.computed // self.limits.block_size, for_good=for_good)
+        self.pool.release(seq.content, seq.blocks, seq.computed // self.limits.block_size, for_good=for_good)
         seq.blocks = 0
 
     def _observe(self) -> None:
