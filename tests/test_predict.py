@@ -203,11 +203,11 @@ def test_the_second_runner_keeps_counts_for_every_sequence_and_token():
     [
         ({"quant_method": "awq", "bits": 4, "group_size": 64}, "awq-int4-g64"),
         ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "gptq-int4-g128"),
-        ({"quant_method": "fp8"}, "fp8"),
+        ({"quant_method": "fp8"}, "fp8-tensor"),
         ({"quant_method": "compressed-tensors", "config_groups":
-            {"group_0": {"weights": {"num_bits": 8, "type": "float"}}}}, "fp8"),
+            {"group_0": {"weights": {"num_bits": 8, "type": "float", "strategy": "channel"}}}}, "fp8"),
         ({"quant_method": "compressed-tensors", "config_groups":
-            {"group_0": {"weights": {"num_bits": 8, "type": "int"}}}}, "int8"),
+            {"group_0": {"weights": {"num_bits": 8, "type": "int", "strategy": "channel"}}}}, "int8"),
         ({"quant_method": "compressed-tensors", "config_groups":
             {"group_0": {"weights": {"num_bits": 4, "type": "int", "group_size": 128}}}}, "int4-g128"),
         ({"quant_method": "gptq", "bits": 3, "group_size": 128}, None),

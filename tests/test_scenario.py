@@ -33,8 +33,8 @@ A_MODEL = "a catalogue name (`bench models`), a folder with config.json, or the 
 A_LENGTH = "a whole number of tokens, or a distribution such as {distribution: uniform, low: 1, high: 512}"
 KEYS = "device, engine, expect, gpu, load, model, name, question, weights"
 FORMATS = (
-    "(known: auto, fp32, fp16, bf16, fp8, fp8-block, mxfp4, int8, int4, awq-int4, gptq-int4; "
-    "a 4-bit format may end in its group size, such as awq-int4-g128)"
+    f"(known: {', '.join(catalog.weight_format_names())}; those of int4 and the packed ones of int8 may end in their "
+    "group size, such as awq-int4-g128, or in -channel)"
 )
 LIMITS = "(known: kv_cache, weights, runtime_at_init, non_torch_increase, activation_peak, cuda_graphs, memory, engine)"
 ENGINE, USERS, GPU = "max_model_len: 8192", "users: 4", "{name: h100-sxm-80gb}"
@@ -180,7 +180,7 @@ BAD: list[tuple[str, str, str]] = [
      "s.yaml:4: engine.pipeline_parallel_size: tensor_parallel_size x pipeline_parallel_size is 1 x 2 = 2, "
      "but gpu.count is 1"),
     ("gpu:", "weights: {format: fp8, group_size: 128}\ngpu:",
-     "s.yaml:3: weights.group_size: only int4 weights have groups, not fp8"),
+     "s.yaml:3: weights.group_size: fp8 has no group size to choose"),
     ("gpu:", "weights: {format: awq-int4-g128, group_size: 64}\ngpu:",
      "s.yaml:3: weights.group_size: expected 128 as in format awq-int4-g128, got 64"),
     ("closed", "burst", "s.yaml:5: load.users: a burst has no users: all its requests come at once"),

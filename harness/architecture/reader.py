@@ -18,9 +18,10 @@ class Reader:
     """Typed access to a config whose values may be anything."""
 
     def __init__(self, config: dict[str, Any], keys: dict[str, str], within: str = "") -> None:
+        """``keys``: our name -> the config's own; ``within``: what an error puts before a key."""
         self.config = config
         self._keys = keys
-        self._within = within  # what an error puts before a key
+        self.within = within
 
     def key(self, name: str) -> str:
         """The family's own name of ``name``."""
@@ -36,7 +37,7 @@ class Reader:
         value = self.config.get(self.key(name))
         if value is None and default is not None:
             return default
-        key = self._within + self.key(name)
+        key = self.within + self.key(name)
         if value is None:
             raise UsageError(f"config: {key}: missing")
         if isinstance(value, bool) or not isinstance(value, int):
@@ -51,7 +52,7 @@ class Reader:
         if value is None:
             return default
         if not isinstance(value, bool):
-            raise UsageError(f"config: {self._within}{name}: expected true or false, got {show(value)}")
+            raise UsageError(f"config: {self.within}{name}: expected true or false, got {show(value)}")
         return value
 
     def factor(self) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -61,12 +61,13 @@ class Gpu:
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """How a quantized linear layer is stored. ``bits`` is None for ``auto`` only.
+    """How a quantized matrix [outputs, inputs] is stored. ``bits``: of each weight; None for ``auto`` only.
 
     ``scale_per``: "group" (``group_size`` weights of one row share a scale), "block" (so many rows and columns),
-    "channel" (one scale for each output channel) or None. ``only``: the kind of part that is stored so, where it is
-    not every linear layer. ``layout_share``: what the kernel's layout adds; ``width_multiple``: of an expert's width.
-    ``dtype`` is set for the formats that are a plain number type.
+    "channel" (one scale for each row), "tensor" or None. ``scale_bits``: all that is kept for one of these but its
+    ``zero_point_bits``. ``any_group``: the group's size may be chosen. ``interleaved``: in one tensor with the weights.
+    ``input_bits``: kept for each input. ``only``: the kind of part that it is made for. ``layout_share``: what the
+    kernel's layout adds; ``width_multiple``: of an expert's width. ``dtype``: set for plain number types.
     """
 
     name: str
@@ -74,13 +75,25 @@ class WeightFormat:
     dtype: str | None = None
     scale_bits: int = 0
     zero_point_bits: int = 0
+    input_bits: int = 0
     scale_per: str | None = None
     group_size: int | None = None
+    any_group: bool = False
+    interleaved: bool = False
     only: str | None = None
     layout_share: float = 0.0
     width_multiple: int = 1
     source: str = ""
     note: str = ""
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Of a large matrix, where what is kept for a row, a column or all of it weighs nothing."""
+        bits = float(self.bits or 0)
+        if self.group_size is None or self.scale_per not in ("group", "block"):
+            return bits
+        share = self.group_size ** (2 if self.scale_per == "block" else 1)
+        return bits + (self.scale_bits + self.zero_point_bits) / share
 
 
 @cache
@@ -169,31 +182,36 @@ def model_facts(name: str) -> dict[str, Any]:
 
 # -- number formats --------------------------------------------------------------------------------
 
-_GROUPED = re.compile(r"(.+?)-g(\d{1,6})")
+_SIZED = re.compile(r"(.+?)-(?:g(\d{1,6})|channel)")
 _KEYS = {f.name for f in fields(WeightFormat)}
 
 
 def weight_format_names() -> tuple[str, ...]:
-    """The formats that :func:`weight_format` knows; a 4-bit one may carry ``-gN`` at its end."""
+    """The formats that :func:`weight_format` knows; one in groups may carry ``-gN`` or ``-channel`` at its end."""
     return tuple(_data("formats.json")["formats"])
 
 
+@cache
 def weight_format(name: str) -> WeightFormat:
-    """The format called ``name``: ``bf16``, ``fp8``, ``awq-int4-g128``. Raises UsageError."""
+    """The format called ``name``: ``bf16``, ``fp8``, ``awq-int4-g128``, ``int4-channel``. Raises UsageError."""
     formats = _data("formats.json")["formats"]
     plain = name.strip().lower()
-    grouped = _GROUPED.fullmatch(plain)
-    base, group = (grouped[1], int(grouped[2])) if grouped else (plain, None)
+    sized = None if plain in formats else _SIZED.fullmatch(plain)
+    base = sized[1] if sized else plain
     row = formats.get(base)
-    if row is None or (group is not None and "group_size" not in row):
+    if row is None or (sized and not row.get("any_group")):
         raise UsageError(
-            f"unknown weight format {name[:80]!r}{nearest(base, formats)} (known: {', '.join(formats)}; "
-            "a 4-bit format may end in its group size, such as awq-int4-g128)"
+            f"unknown weight format {name[:80]!r}{nearest(base, formats)} (known: {', '.join(formats)}; those of int4 "
+            "and the packed ones of int8 may end in their group size, such as awq-int4-g128, or in -channel)"
         )
-    if group is not None and not 8 <= group <= 4096:
+    found = WeightFormat(**{**{k: v for k, v in row.items() if k in _KEYS}, "name": plain})
+    if sized is None:
+        return found
+    if sized[2] is None:
+        return replace(found, scale_per="channel", group_size=None)
+    if not 8 <= int(sized[2]) <= 4096:
         raise UsageError(f"weight format {name[:80]!r}: a group holds 8 to 4096 weights")
-    known = {k: v for k, v in row.items() if k in _KEYS}
-    return WeightFormat(**{**known, "name": plain, **({"group_size": group} if group else {})})
+    return replace(found, group_size=int(sized[2]))
 
 
 # -- this computer ----------------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ def _row(name: str, shown: Inventory) -> dict[str, Any]:
 def _show(title: str, shown: Inventory) -> None:
     a = shown.architecture
     active = f", {a.active_parameters / 1e9:.2f} B of them for a token" if a.mixture else ""
-    click.echo(f"{title} ({a.name}): {a.parameters:,} parameters{active}; weights {shown.format.name}\n")
+    click.echo(f"{title} ({a.name}): {a.parameters:,} parameters{active}; weights {shown.quantization.name}\n")
     table = _table("part", "of", "layers", "parameters", "MiB", "share")
     for part in sorted(shown.parts, key=lambda p: -p.bytes):
         table.add_row(*_cells(part, shown.bytes))

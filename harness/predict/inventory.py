@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.architecture import Architecture, from_config
-from harness.catalog import WeightFormat
-from harness.predict.settings import DTYPE_BYTES, config_format
+from harness.predict.quantization import Quantization, config_quantization
+from harness.predict.settings import DTYPE_BYTES
 from harness.predict.weights import stored
 
 
@@ -27,7 +27,7 @@ class Inventory:
     """All parts of a model on one device, in the config's own format, and its KV cache in the model's dtype."""
 
     architecture: Architecture
-    format: WeightFormat
+    quantization: Quantization
     dtype: str
     parts: tuple[Part, ...]
 
@@ -59,7 +59,7 @@ class Inventory:
             "parameters": a.parameters,
             "active_parameters": a.active_parameters,
             "bytes": self.bytes,
-            "format": self.format.name,
+            "format": self.quantization.name,
             "components": [{"name": p.name, "parameters": p.parameters, "bytes": p.bytes} for p in self.parts],
             "kv": {
                 "kinds": list(dict.fromkeys(k.kind for k in a.kv_kinds)),
@@ -72,18 +72,16 @@ class Inventory:
 
 def inventory(config: dict[str, Any]) -> Inventory:
     """The inventory of the model that ``config`` describes. Raises UsageError for one that is not known."""
-    a, kind = from_config(config), config_format(config)
-    dtype = kind.dtype or ("bfloat16" if a.dtype == "float32" else a.dtype)
+    a = from_config(config)
+    quantization = config_quantization(config, a)
+    dtype = quantization.main.dtype or ("bfloat16" if a.dtype == "float32" else a.dtype)
     size = DTYPE_BYTES[dtype]
-    parts = [
-        Part(
-            c.kind, c.name, a.copies(c), c.elements * a.copies(c) if c.counted else 0,
-            a.copies(c) * sum(n for _, n in stored(c, a, kind, size)),
-        )
-        for c in a.components
-        if c.held
-    ]  # fmt: skip
+    parts = []
+    for c in (c for c in a.components if c.held):
+        held = quantization.of(c, range(a.layers))
+        bytes_ = sum(copies * n for kind, copies in held for _, n in stored(c, a, kind, size))
+        parts.append(Part(c.kind, c.name, a.copies(c), c.elements * a.copies(c) if c.counted else 0, bytes_))
     for positions, dims in a.rotary_shapes:
         bytes_ = positions * dims * (4 if a.rotary_float32 else size)
         parts.append(Part("rotary", "rotary cos_sin_cache", 1, 0, bytes_))
-    return Inventory(a, kind, dtype, tuple(parts))
+    return Inventory(a, quantization, dtype, tuple(parts))

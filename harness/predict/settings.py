@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 from harness import catalog
-from harness.architecture import Architecture, from_config, model_dtype, text_config
+from harness.architecture import Architecture, from_config
 from harness.catalog import EngineDefaults, Gpu, WeightFormat
 from harness.errors import UsageError
 from harness.predict.block_size import aligned
+from harness.predict.quantization import Quantization, resolve
 from harness.scenario import Scenario
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -38,7 +38,7 @@ class Settings:
     model_runner: str  # "v0", "v1" or "v2"
     dtype: str
     dtype_bytes: int
-    weight_format: WeightFormat
+    quantization: Quantization
     kv_cache_dtype: str
     kv_dtype_bytes: int | Fraction
     state_dtype_bytes: int  # of a recurrent state; its convolution's inputs are in the model's dtype
@@ -59,6 +59,11 @@ class Settings:
     sees: bool  # whether a vision tower is made
     tower_ranks: int  # that share it
 
+    @property
+    def weight_format(self) -> WeightFormat:
+        """That of most of the weights."""
+        return self.quantization.main
+
 
 def settings(scenario: Scenario, architecture: Architecture | None = None) -> Settings:
     """The scenario's engine with every default filled in. Raises UsageError where vLLM would refuse.
@@ -72,15 +77,13 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
     architecture.check_split(tp, pp, tower_ranks if sees else 1)
     check_context_split(architecture, tp, engine.decode_context_parallel_size)
     defaults = _defaults(scenario, gpu)
-    weights = resolve_format(scenario, config)
-    if weights.only == "experts" and architecture.mixture is None:
-        raise UsageError(
-            f"weights format {weights.name} (quantization_config): for experts, and {architecture.name} has none"
-        )
+    quantization = resolve(scenario.weights, config, architecture)
+    weights = quantization.main
     dtype = _dtype(scenario, architecture, weights, gpu)
     max_model_len = _max_model_len(engine.max_model_len, architecture)
     tokens, seqs = _batch(scenario, defaults, max_model_len)
-    kv_bytes = _kv_dtype_bytes(engine.kv_cache_dtype, architecture, dtype)
+    kv_dtype = _kv_dtype(engine.kv_cache_dtype, quantization)
+    kv_bytes = _kv_dtype_bytes(kv_dtype, architecture, dtype)
     state_bytes = _state_dtype_bytes(engine.mamba_ssm_cache_dtype, architecture, dtype)
     block_size = engine.block_size or (defaults.cpu_block_size if scenario.on_cpu else defaults.block_size)
     runner = _model_runner(defaults, architecture, weights, scenario.on_cpu)
@@ -89,8 +92,8 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
         model_runner=runner,
         dtype=dtype,
         dtype_bytes=DTYPE_BYTES[dtype],
-        weight_format=weights,
-        kv_cache_dtype=engine.kv_cache_dtype,
+        quantization=quantization,
+        kv_cache_dtype=kv_dtype,
         kv_dtype_bytes=kv_bytes,
         state_dtype_bytes=state_bytes,
         max_model_len=max_model_len,
@@ -197,6 +200,14 @@ def _dtype(scenario: Scenario, architecture: Architecture, weights: WeightFormat
     return "bfloat16" if has_bf16 else "float16"
 
 
+def _kv_dtype(asked: str, quantization: Quantization) -> str:
+    """What the KV cache is in: as asked, else as the checkpoint asks, else "auto": the model's dtype.
+
+    Source: ``resolve_kv_cache_dtype_string`` (vllm/utils/torch_utils.py) and ``Attention.__init__``, 0.32.
+    """
+    return quantization.kv_cache_dtype if asked == "auto" and quantization.kv_cache_dtype else asked
+
+
 def _kv_dtype_bytes(asked: str, architecture: Architecture, dtype: str) -> int | Fraction:
     """Bytes of an element of the cache. Raises UsageError where vLLM would refuse ``asked``."""
     if asked == "nvfp4" and architecture.mla is not None:
@@ -269,71 +280,3 @@ def _batches_in_flight(defaults: EngineDefaults, runner: str, pp: int) -> int:
     if runner == "v2":
         return pp + 1
     return 2 if pp == 1 else pp
-
-
-# -- the format of the weights ---------------------------------------------------------------------
-
-
-def resolve_format(scenario: Scenario, config: dict[str, Any]) -> WeightFormat:
-    """The format of the quantizable layers: the scenario's, else that of the config's quantization_config."""
-    name = scenario.weights.format
-    found = catalog.weight_format(name)
-    if found.bits is None:
-        found = config_format(config)
-    if scenario.weights.group_size is not None and found.scale_per == "group":
-        base = found.name.rsplit("-g", 1)[0]
-        found = catalog.weight_format(f"{base}-g{scenario.weights.group_size}")
-    return found
-
-
-def config_format(config: dict[str, Any]) -> WeightFormat:
-    """The format that a config states by its ``quantization_config``, else its dtype. Raises UsageError."""
-    config = text_config(config)
-    quantization = config.get("quantization_config")
-    if quantization is None:
-        plain = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-        return catalog.weight_format(plain[model_dtype(config)])
-    if not isinstance(quantization, dict):
-        raise UsageError(
-            f"config: quantization_config: expected a mapping, got {type(quantization).__name__}"
-        )
-    name = _format_name(quantization)
-    if name is None:
-        raise UsageError(
-            "config: quantization_config: this kind is not supported yet (known: awq and gptq of 4 bits, "
-            "fp8, mxfp4, compressed-tensors of 4 or 8 bits); say weights.format to choose one"
-        )
-    return catalog.weight_format(name)
-
-
-def _format_name(quantization: dict[str, Any]) -> str | None:
-    method, group = quantization.get("quant_method"), quantization.get("group_size")
-    if method == "fp8":
-        return "fp8-block" if quantization.get("weight_block_size") == [128, 128] else "fp8"
-    if method == "mxfp4":
-        return "mxfp4"
-    if method in ("awq", "gptq") and quantization.get("bits") == 4 and _is_group(group):
-        return f"{method}-int4-g{group}"
-    if method == "compressed-tensors":
-        groups = quantization.get("config_groups")
-        weights = (
-            [g.get("weights") for g in groups.values() if isinstance(g, dict)]
-            if isinstance(groups, dict)
-            else []
-        )
-        if len(weights) == 1 and isinstance(weights[0], dict):
-            return _compressed(weights[0])
-    return None
-
-
-def _compressed(weights: dict[str, Any]) -> str | None:
-    bits, kind, group = weights.get("num_bits"), weights.get("type"), weights.get("group_size")
-    if bits == 8 and kind in ("float", "int"):
-        return "fp8" if kind == "float" else "int8"
-    if bits == 4 and kind == "int" and _is_group(group):
-        return f"int4-g{group}"
-    return None
-
-
-def _is_group(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 8 <= value <= 4096

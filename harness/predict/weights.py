@@ -54,11 +54,12 @@ def tensors(architecture: Architecture, settings: Settings, stage: int) -> Itera
         count = architecture.copies(component, layers) if places[component.place] else 0
         if component.name == "embed_tokens" and architecture.tied and stage == stages - 1:
             count = 1  # a tied lm_head needs the embedding on the last stage too
-        if count:
-            kind = settings.weight_format
-            tp = settings.tower_ranks if component.place == "tower" else settings.tensor_parallel_size
+        if not count:
+            continue
+        tp = settings.tower_ranks if component.place == "tower" else settings.tensor_parallel_size
+        for kind, copies in settings.quantization.of(component, layers if in_layer else ()):
             for name, size in stored(component, architecture, kind, settings.dtype_bytes, tp):
-                yield Tensor(name, size, count, in_layer)
+                yield Tensor(name, size, copies if in_layer else count, in_layer)
     for positions, dims in architecture.rotary_shapes:
         # One cache for all layers of a kind, in the model's dtype (rotary_embedding/base.py, 0.19 to 0.32).
         size = 4 if architecture.rotary_float32 else settings.dtype_bytes
@@ -66,35 +67,42 @@ def tensors(architecture: Architecture, settings: Settings, stage: int) -> Itera
 
 
 def stored(
-    component: Component, architecture: Architecture, kind: WeightFormat, dtype_bytes: int, tp: int = 1
+    component: Component, architecture: Architecture, kind: WeightFormat | None, dtype_bytes: int, tp: int = 1
 ) -> Iterator[tuple[str, int]]:
-    """(name, bytes) of the tensors as which one of ``tp`` ranks holds ``component`` in the format ``kind``."""
+    """(name, bytes) of the tensors as which one of ``tp`` ranks holds ``component``; ``kind`` None: plain numbers."""
     shape = architecture.rank_shape(component, tp)
-    elements = prod(shape)
-    untouched = kind.only is not None and component.kind != kind.only
-    if not component.quantizable or untouched or kind.bits is None or kind.dtype is not None:
-        yield component.name, elements * (4 if component.dtype == "float32" else dtype_bytes)
+    if kind is None or kind.bits is None or kind.dtype is not None:
+        yield component.name, prod(shape) * (4 if component.dtype == "float32" else dtype_bytes)
         return
+    elements = prod(shape)
     width = architecture.mixture.width // tp if architecture.mixture else 0
     if kind.only and width % kind.width_multiple:
         elements = elements // width * (-(-width // kind.width_multiple) * kind.width_multiple)
+    scales = _scales(kind, *shape)
+    if kind.interleaved:
+        yield component.name, (elements * kind.bits + scales * kind.scale_bits) // 8
+        return
     yield component.name, -(-elements * kind.bits // 8)
     if kind.layout_share:
         yield f"{component.name} padding of its layout", round(elements * kind.bits / 8 * kind.layout_share)
-    scales = _scales(kind, *shape)
-    yield f"{component.name} scales", scales * kind.scale_bits // 8
+    if kind.scale_bits:
+        yield f"{component.name} scales", -(-scales * kind.scale_bits // 8)
     if kind.zero_point_bits:
         yield f"{component.name} zero points", -(-scales * kind.zero_point_bits // 8)
+    if kind.input_bits:
+        yield f"{component.name} order of its inputs", prod(shape[:-2]) * shape[-1] * kind.input_bits // 8
 
 
 def _scales(kind: WeightFormat, *shape: int) -> int:
     """Scales of a layer [outputs, inputs], or of all experts [experts, outputs, inputs]."""
     *leading, outputs, inputs = shape
-    if kind.scale_per == "block" and kind.group_size:
-        return prod(leading) * -(-outputs // kind.group_size) * -(-inputs // kind.group_size)
-    if kind.scale_per == "group" and kind.group_size:
-        outputs *= -(-inputs // kind.group_size)
-    return prod(leading) * outputs
+    if kind.scale_per == "tensor":
+        return prod(leading)
+    if kind.group_size is None:
+        return prod(leading) * outputs
+    if kind.scale_per == "block":
+        outputs = -(-outputs // kind.group_size)
+    return prod(leading) * outputs * -(-inputs // kind.group_size)
 
 
 def weights(architecture: Architecture, settings: Settings, stage: int = 0) -> Estimate:
@@ -104,5 +112,5 @@ def weights(architecture: Architecture, settings: Settings, stage: int = 0) -> E
     layout = settings.weight_format.layout_share * total
     return Estimate.within(
         total, total * RESIDUAL + layout, total * RESIDUAL + layout / 2,
-        f"sum over tensors ({settings.weight_format.name}), rotary cache, PyTorch allocator rounding",
+        f"sum over tensors ({settings.quantization.name}), rotary cache, PyTorch allocator rounding",
     )  # fmt: skip

@@ -28,11 +28,11 @@ class Weights(Part):
 
     format: Annotated[str, BeforeValidator(_weight_format)] = Field(
         "auto",
-        description="auto (the config's own dtype), fp32, fp16, bf16, fp8, int8, int4, or with the method and "
-        "the group size in the name: awq-int4-g128, gptq-int4-g128",
+        description="auto (what the config states), fp32, fp16, bf16, fp8, fp8-block, int8, int4, nvfp4, mxfp4 and "
+        "others, or with the method and the group size in the name: awq-int4-g128, gptq-int4-g128",
     )
     group_size: Annotated[int, Field(ge=8, le=4096)] | None = Field(
-        None, description="weights that share one scale (int4 only; 128 unless given)"
+        None, description="weights that share one scale (int4 and packed int8; 128 unless given)"
     )
     load: Literal["auto", "dummy"] = Field("auto", description="dummy: random weights of the same size")
 
@@ -40,11 +40,13 @@ class Weights(Part):
 def weight_faults(weights: Weights) -> Iterator[Fault]:
     """Faults that lie between the keys."""
     given, named = weights.group_size, catalog.weight_format(weights.format)
-    if given is not None and named.bits != 4:
-        yield ("weights", "group_size"), f"only int4 weights have groups, not {weights.format}"
+    if given is not None and not named.any_group:
+        yield ("weights", "group_size"), f"{weights.format} has no group size to choose"
+    elif given is not None and named.scale_per != "group":
+        yield ("weights", "group_size"), f"{weights.format} has one scale for each channel"
     elif given is not None and "-g" in named.name and named.group_size != given:
         yield ("weights", "group_size"), f"expected {named.group_size} as in format {weights.format}, got {given}"
     group = given or named.group_size
-    if named.bits == 4 and group is not None and group not in GROUP_SIZES:
+    if named.any_group and group is not None and group not in GROUP_SIZES:
         key = "group_size" if given else "format"
         yield ("weights", key), f"vLLM's 4-bit kernels have groups of 32, 64 or 128, got {group}"

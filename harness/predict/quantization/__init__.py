@@ -1,0 +1,117 @@
+"""Which number format each part of a model is stored in, layer by layer."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+from harness import catalog
+from harness.architecture import Architecture, Component, model_dtype, text_config
+from harness.architecture.checkpoint import module_names
+from harness.catalog import WeightFormat
+from harness.errors import UsageError
+from harness.predict.quantization.methods import of_config, read_scheme
+from harness.predict.quantization.modules import Modules
+from harness.predict.quantization.scheme import Scheme
+from harness.scenario.weights import Weights
+
+__all__ = ["Quantization", "config_quantization", "resolve"]
+
+_PLAIN = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+_QUANTIZED_OUTSIDE = ("lm_head",)  # kinds of parts beside the linear layers that a scheme may quantize
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """The formats of a model's parts. ``main``: that of most of its bytes, for words and for kernels.
+
+    ``formats``: part -> its format in every layer, or one for each layer of the model; None, and a part that isn't
+    here: the model's own dtype. ``kv_cache_dtype``: what a checkpoint asks of the cache.
+    """
+
+    main: WeightFormat
+    formats: dict[str, tuple[WeightFormat | None, ...]] = field(default_factory=dict)
+    kv_cache_dtype: str | None = None
+
+    @property
+    def name(self) -> str:
+        """All formats in words, the main one first."""
+        names = dict.fromkeys(f.name for row in self.formats.values() for f in row if f is not None)
+        return " + ".join([self.main.name, *(n for n in names if n != self.main.name)])
+
+    def of(self, component: Component, layers: Sequence[int]) -> list[tuple[WeightFormat | None, int]]:
+        """(format, how many of ``layers`` have it so) of ``component``; one outside the layers, its ``times``."""
+        formats = self.formats.get(component.name, (None,))
+        if component.place != "layer":
+            return [(formats[0], component.times)]
+        held = layers if component.layers is None else [i for i in component.layers if i in layers]
+        if len(formats) == 1:
+            return [(formats[0], len(held))]
+        return list(Counter(formats[i] for i in held).items())
+
+
+def resolve(weights: Weights, config: dict[str, Any], architecture: Architecture) -> Quantization:
+    """The scenario's format, else what the config says of itself. Raises UsageError."""
+    found = catalog.weight_format(weights.format)
+    if found.bits is None:
+        return config_quantization(config, architecture)
+    if weights.group_size is not None and found.any_group:
+        found = catalog.weight_format(f"{found.name.rsplit('-g', 1)[0]}-g{weights.group_size}")
+    if found.dtype is not None:
+        return Quantization(found)
+    return _applied(Scheme("", found, only=found.only), architecture, found)
+
+
+def config_quantization(config: dict[str, Any], architecture: Architecture) -> Quantization:
+    """What ``config`` states by its ``quantization_config``, else its dtype. Raises UsageError."""
+    stated = of_config(config)
+    plain = catalog.weight_format(_PLAIN[model_dtype(text_config(config))])
+    if stated is None:
+        return Quantization(plain)
+    scheme = _scheme(json.dumps([stated, config.get("architectures"), config.get("expert_dtype")]))
+    return _applied(scheme, architecture, plain)
+
+
+@lru_cache(maxsize=64)
+def _scheme(text: str) -> Scheme:
+    """``text``: the quantization_config and what else it is read with, as JSON, so that it is read once."""
+    stated, architectures, expert_dtype = json.loads(text)
+    scheme = read_scheme(stated, {"architectures": architectures, "expert_dtype": expert_dtype})
+    return replace(scheme, rules=tuple(r for r in scheme.rules if r[0] != Modules()))
+
+
+@lru_cache(maxsize=64)
+def _applied(scheme: Scheme, architecture: Architecture, plain: WeightFormat) -> Quantization:
+    formats: dict[str, tuple[WeightFormat | None, ...]] = {}
+    size: Counter[WeightFormat] = Counter()
+    for component in architecture.components:
+        # Towers keep their dtype: published configs leave them out, each in its own words.
+        in_text = component.place not in ("tower", "projector")
+        if in_text and (component.quantizable or component.kind in _QUANTIZED_OUTSIDE):
+            row = _row(scheme, component, architecture.layers)
+            if any(row):
+                formats[component.name] = row
+            for kind, count in Quantization(plain, {component.name: row}).of(component, range(architecture.layers)):
+                if kind is not None:
+                    size[kind] += count * component.elements
+    if scheme.only and not formats:
+        name = scheme.default.name if scheme.default else scheme.method
+        raise UsageError(
+            f"weights format {name} (quantization_config): for {scheme.only}, and {architecture.name} has none"
+        )
+    main = size.most_common(1)[0][0] if size else plain
+    return Quantization(main, formats, scheme.kv_cache_dtype)
+
+
+def _row(scheme: Scheme, component: Component, layers: int) -> tuple[WeightFormat | None, ...]:
+    names = module_names(component, scheme.patterns)
+    if component.place != "layer" or not scheme.rules:
+        return (scheme.format_of(names, component.kind),)
+    row = tuple(
+        scheme.format_of(tuple(n.replace("{}", str(i)) for n in names), component.kind) for i in range(layers)
+    )
+    return row[:1] if len(set(row)) == 1 else row
