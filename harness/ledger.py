@@ -163,12 +163,18 @@ class Rung:
     reason: str = ""
 
 
+# What is told of a load's latencies: each as <name>_mean_s and <name>_p<quantile>_s of LoadFigures.
+LATENCIES = ("ttft", "itl", "tpot", "queue", "e2e")
+QUANTILES = (50, 95, 99)
+
+
 @dataclass(frozen=True)
 class LoadFigures:
     """What a load does to the block pool and the scheduler. Counts; None where not known.
 
     Blocks are counted as vLLM's ``kv_cache_manager.usage`` counts them after each schedule.
-    ``peak_blocks_needed`` is what the load would hold at once if the pool had no end.
+    ``peak_blocks_needed`` is what the load would hold at once if the pool had no end. Times are in seconds, by the
+    names that vLLM's benchmark has; queue: until a request first runs. Goodput: requests per second that meet the SLO.
     """
 
     peak_blocks_needed: int | None = None
@@ -178,6 +184,30 @@ class LoadFigures:
     preemptions: int | None = None
     steps: int | None = None
     tokens_scheduled: int | None = None
+    duration_s: float | None = None
+    requests_per_s: float | None = None
+    output_tokens_per_s: float | None = None
+    goodput_per_s: float | None = None
+    ttft_mean_s: float | None = None
+    ttft_p50_s: float | None = None
+    ttft_p95_s: float | None = None
+    ttft_p99_s: float | None = None
+    itl_mean_s: float | None = None
+    itl_p50_s: float | None = None
+    itl_p95_s: float | None = None
+    itl_p99_s: float | None = None
+    tpot_mean_s: float | None = None
+    tpot_p50_s: float | None = None
+    tpot_p95_s: float | None = None
+    tpot_p99_s: float | None = None
+    queue_mean_s: float | None = None
+    queue_p50_s: float | None = None
+    queue_p95_s: float | None = None
+    queue_p99_s: float | None = None
+    e2e_mean_s: float | None = None
+    e2e_p50_s: float | None = None
+    e2e_p95_s: float | None = None
+    e2e_p99_s: float | None = None
 
 
 @dataclass(frozen=True)

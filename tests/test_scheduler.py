@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import tracemalloc
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,13 @@ def against_vllm(work: Load, limits: Limits, step_time: StepTime = TIMELESS) -> 
     import vllm_scheduler
 
     steps: list[tuple[int, int, int, int]] = []
-    theirs = vllm_scheduler.run(work, limits, per_step=steps, step_time=step_time)
+    latencies: dict[str, list[int]] = {}
+    theirs = vllm_scheduler.run(work, limits, per_step=steps, step_time=step_time, latencies=latencies)
     ours = simulate(work, limits, step_time)
-    assert replace(ours.figures, peak_blocks_needed=None) == theirs
+    counts = {f.name: getattr(ours.figures, f.name) for f in fields(theirs) if getattr(theirs, f.name) is not None}
+    assert replace(theirs, **counts) == theirs
+    if step_time is not TIMELESS:
+        same_latencies(ours, latencies)
     assert ours.figures.preemptions or not ours.tokens_recomputed
     done = 0
     for p in ours.timeline:
@@ -50,6 +55,20 @@ def against_vllm(work: Load, limits: Limits, step_time: StepTime = TIMELESS) -> 
         done = p.step
     assert done == len(steps)
     return ours
+
+
+def same_latencies(ours: Simulation, theirs: dict[str, list[int]]) -> None:
+    """The means are exact, quantiles within 1 %."""
+    for name, values in theirs.items():
+        values.sort()
+        told = {which: getattr(ours.figures, f"{name}_{which}_s") for which in ("mean", "p50", "p95", "p99")}
+        if not values:
+            assert set(told.values()) == {None}
+            continue
+        assert told["mean"] == pytest.approx(sum(values) / len(values) / 1e12, rel=1e-9), name
+        for q in (50, 95, 99):
+            nearest = values[math.ceil(q / 100 * len(values)) - 1] / 1e12
+            assert told[f"p{q}"] == pytest.approx(nearest, rel=0.0101), f"{name} p{q}"
 
 
 # FACTS of a run of vLLM 0.32's scheduler: 64 requests of 2000 + 1000 tokens at once, 8,192 tokens a step.

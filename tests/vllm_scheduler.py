@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import tempfile
 import time
@@ -48,12 +49,13 @@ def _engine_config(max_num_seqs: int, max_num_batched_tokens: int, max_model_len
 def run(
     load: Load, limits: Limits, *, per_step: list[tuple[int, int, int, int]] | None = None,
     loop_seconds: list[float] | None = None, step_time: StepTime = TIMELESS,
+    latencies: dict[str, list[int]] | None = None,
 ) -> LoadFigures:  # fmt: skip
     """The figures that vLLM's Scheduler gives for ``load`` (all arrivals as in harness.simulate).
 
     ``per_step`` receives (blocks used, running, waiting, preemptions so far) after each schedule,
-    ``step_time`` tells when arrivals are due, ``loop_seconds`` receives the time spent
-    in vLLM's schedule and update_from_output.
+    ``latencies`` the picoseconds of each ttft, itl, tpot, queue and e2e, ``loop_seconds`` the time spent in vLLM's
+    schedule and update_from_output. ``step_time`` tells when arrivals are due.
     """
     import torch
     from vllm.sampling_params import SamplingParams
@@ -111,12 +113,15 @@ def run(
     spent, under_way = 0.0, deque()
     now_ps = began_ps = 0
     decoding: set[str] = set()
+    log: dict[str, list[int]] = {}  # of each request: when it came, first ran, and had each of its tokens
     steps = preemptions = tokens = peak_running = peak_waiting = peak_blocks = 0
     while due or scheduler.has_unfinished_requests():
         if not scheduler.has_unfinished_requests():
             now_ps = began_ps = max(now_ps, due[0][0])
         while due and due[0][0] <= (began_ps if limits.async_scheduling else now_ps):
-            add(due.pop(0)[-1])
+            came = due.pop(0)
+            add(came[-1])
+            log[f"r{came[-1].index}"] = [came[0]]
         begun = time.perf_counter()
         plan = scheduler.schedule()
         spent += time.perf_counter() - begun
@@ -133,6 +138,8 @@ def run(
         # A token of its own for each request, so that no two requests ever share a block.
         sampled = [[] if scheduler.requests[i].is_prefill_chunk else [10 + int(i[1:])] for i in ids]
         began_ps, now_ps = now_ps, now_ps + _step_ps(plan, scheduler.requests, decoding, step_time)
+        for i, token in zip(ids, sampled, strict=True):
+            log[i] += [began_ps] * (len(log[i]) == 1) + [now_ps] * len(token)
         output = ModelRunnerOutput(ids, {x: n for n, x in enumerate(ids)}, sampled_token_ids=sampled)
         under_way.append((plan, output))
         if len(under_way) <= limits.async_scheduling:  # as EngineCore.step_with_batch_queue: one step ahead
@@ -150,6 +157,15 @@ def run(
         due.sort(key=lambda d: d[:3])
     if loop_seconds is not None:
         loop_seconds.append(spent)
+    if latencies is not None:
+        for came_ps, ran_ps, first_ps, *later_ps in log.values():
+            tokens_ps = [first_ps, *later_ps]
+            for name, values in {
+                "queue": [ran_ps - came_ps], "ttft": [first_ps - came_ps], "e2e": [tokens_ps[-1] - came_ps],
+                "itl": [b - a for a, b in itertools.pairwise(tokens_ps)],
+                "tpot": [(tokens_ps[-1] - first_ps) // len(later_ps)] if later_ps else [],
+            }.items():  # fmt: skip
+                latencies.setdefault(name, []).extend(values)
     return LoadFigures(
         peak_blocks_used=peak_blocks, peak_running=peak_running, peak_waiting=peak_waiting,
         preemptions=preemptions, steps=steps, tokens_scheduled=tokens,

@@ -11,10 +11,9 @@ from collections import deque
 from itertools import islice
 
 from harness.scenario import Load
+from harness.simulate.latency import PS
 from harness.simulate.lockstep import Sequence
 from harness.traffic import Request, arrivals_s, stream
-
-PS = 10**12  # picoseconds in a second
 
 
 class Waiting:

@@ -25,13 +25,17 @@ class Sequence:
     """
 
     __slots__ = (
-        "blocks", "came_ps", "computed", "content", "end", "finish", "index", "later", "prefilled", "ran", "tokens",
+        "blocks", "came_ps", "computed", "content", "end", "finish", "first_ps", "index", "last_ps", "later", "output",
+        "prefilled", "ran", "tokens",
     )  # fmt: skip
 
     def __init__(self, request: Request, came_ps: int, later: deque[Request]) -> None:
         self.index = request.index
         self.content = request.conversation  # whose blocks it finds in the cache
         self.came_ps, self.later = came_ps, later  # when it came; the turns of its conversation that are still to come
+        self.first_ps: int | None = None  # when it had its first token
+        self.last_ps = 0  # when it had its last one, of one that does not decode
+        self.output = request.output_tokens
         self.tokens = request.prompt_tokens
         self.end = request.prompt_tokens + request.output_tokens
         self.ran = False

@@ -14,6 +14,7 @@ from harness.errors import UsageError
 from harness.ledger import LoadFigures
 from harness.scenario import Load, longest_request
 from harness.simulate.arrivals import Waiting
+from harness.simulate.latency import Journal
 from harness.simulate.lockstep import NOT_DECODING, Lockstep, Sequence
 from harness.simulate.pool import BlockPool
 from harness.simulate.step_time import TIMELESS, StepTime
@@ -80,6 +81,7 @@ def simulate(load: Load, limits: Limits, step_time: StepTime = TIMELESS) -> Simu
         preemptions=run.preemptions,
         steps=run.steps,
         tokens_scheduled=run.tokens_scheduled,
+        **({} if step_time is TIMELESS else run.journal.figures(run.now_ps)),
     )
     recomputed = run.tokens_scheduled + run.tokens_found - run.waiting.tokens_asked
     return Simulation(figures, run.waited_for_kv, recomputed, run.timeline.points())
@@ -137,6 +139,8 @@ class Run:
         self.timeline = Timeline()
         self.now_ps = self.began_ps = 0  # when the next step begins, when the last one began
         self._longest_chunk = UNBOUNDED
+        self.journal = Journal()
+        self._late: dict[int, int] = {}  # decoding requests that sat out -> when they had their last token
         self._pairs = 0  # (query, key) pairs of this step's prefills
         self._sits_out: list[Sequence] = []  # decoding requests that the budget of this step leaves out
 
@@ -182,7 +186,21 @@ class Run:
         kv_tokens = self.decoding.kv_tokens - sum(seq.end - seq.finish + self.decoding.clock for seq in self._sits_out)
         self.began_ps, self.now_ps = self.now_ps, self.now_ps + self.step_time.step(tokens, kv_tokens, self._pairs)
         self._observe()
+        self._tokens_decoded()
         self._update()
+
+    def _tokens_decoded(self) -> None:
+        """Who decoded in this step has a token at its end, and had one before it unless he sat out."""
+        for seq in self._sits_out:
+            self._late.setdefault(seq.index, self.began_ps)
+        count = self.decoding.count - len(self._sits_out)
+        if self._late:
+            out = {seq.index for seq in self._sits_out}
+            for index in [i for i in self._late if i not in out]:
+                self.journal.itl.add(self.now_ps - self._late.pop(index))
+                count -= 1
+        if count:
+            self.journal.itl.add(self.now_ps - self.began_ps, count)
 
     def _schedule_running(self) -> tuple[int, bool]:
         """(budget left, whether anyone was preempted). Where tokens and blocks suffice for all, the order
@@ -248,6 +266,7 @@ class Run:
             seq.computed = seq.blocks * self.limits.block_size
             if not seq.ran:
                 seq.ran = True
+                self.journal.queue.add(self.now_ps - seq.came_ps)
                 self.tokens_found += seq.computed
             self._grant(seq, new)
             self.running[seq.index] = self.prefilling[seq.index] = seq
@@ -292,6 +311,7 @@ class Run:
         prefills = self.prefilling.pop(seq.index, None)
         if seq.finish != NOT_DECODING:
             self.decoding.leave(seq)
+            seq.last_ps = self._late.pop(seq.index, self.now_ps)
         if self.limits.async_scheduling and not prefills:
             # The last token is on its way: the block that it fills has no hash yet.
             seq.computed = max(seq.prefilled, seq.computed - 1)
@@ -310,6 +330,7 @@ class Run:
             self._last_token(seq)
         for seq in [s for s in self.prefilling.values() if s.computed == s.tokens]:
             del self.prefilling[seq.index]
+            self.journal.token(seq, self.now_ps)
             seq.prefilled = seq.tokens
             seq.tokens += 1
             if seq.tokens == seq.end:
@@ -318,6 +339,7 @@ class Run:
                 self.decoding.join(seq)
 
     def _last_token(self, seq: Sequence) -> None:
+        self.journal.ended(seq, self.now_ps)
         if self.limits.async_scheduling:
             self.ending[seq.index] = seq
         else:
@@ -349,7 +371,7 @@ class Run:
         happens: none ends, none is admitted, no block is missing. The counts are those of single steps."""
         running = len(self.running)
         budget = self.limits.max_num_batched_tokens - running
-        if not running or self.prefilling or self.ending or budget < 0:
+        if not running or self.prefilling or self.ending or self._late or budget < 0:
             return
         seat = budget > 0 and running < self.limits.max_num_seqs
         if seat and len(self.waiting) and self._admissible(self.waiting.head(), budget):
@@ -358,7 +380,9 @@ class Run:
         steps = self.decoding.steps_within(self.pool.free, steps)
         if steps < 1:
             return
-        kv_tokens = self.decoding.kv_tokens
+        kv_tokens, step = self.decoding.kv_tokens, self.step_time.step
+        last = step(running, kv_tokens + (steps - 1) * running, 0)
+        self.journal.itl.add_evenly(step(running, kv_tokens, 0), last, steps, running)
         self.began_ps = self.now_ps + self.step_time.decoding(steps - 1, running, kv_tokens)
         self.now_ps += self.step_time.decoding(steps, running, kv_tokens)
         self.pool.take(self.decoding.blocks_for(steps))
