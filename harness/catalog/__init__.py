@@ -20,6 +20,7 @@ from harness.catalog.engines import (
     checked_version,
     cpu_batch_defaults,
     engine_defaults,
+    oldest_version,
     version_key,
 )
 from harness.errors import UsageError, nearest
@@ -30,7 +31,7 @@ _FOLDER = Path(__file__).parent
 __all__ = [
     "CHECKED", "DEFAULT_VLLM", "CpuRuntime", "EngineDefaults", "Gpu", "V2Runner", "WeightFormat", "checked_version",
     "cpu_batch_defaults", "cpu_runtime", "engine_defaults", "gpu", "gpus", "knows_model", "model_config", "model_facts",
-    "model_names", "version_key", "weight_format", "weight_format_names",
+    "model_names", "oldest_version", "version_key", "weight_format", "weight_format_names",
 ]  # fmt: skip
 
 

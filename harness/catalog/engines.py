@@ -47,6 +47,7 @@ class EngineDefaults:
     checks_free_memory: bool  # whether it refuses to start where less is free than requested
     v2_runner: V2Runner | None
     sampler: Sampler
+    experts_workspace_kept: bool  # made once and kept, or for each layer anew
     v2_sampler_profiled: bool
     v2_state_counted: bool
     non_torch_one_rank_gib: float
@@ -74,17 +75,23 @@ def checked_version() -> str:
     return str(_data()["checked"])
 
 
+def oldest_version() -> str:
+    """The oldest vLLM whose profile run is modelled."""
+    return str(_data()["oldest"])
+
+
 def engine_defaults(
     version: str, memory_bytes: int = 0, gpu_name: str = "", entrypoint: EntryPoint = "server"
 ) -> EngineDefaults:
     """Defaults of vLLM ``version`` on a GPU of ``memory_bytes`` called ``gpu_name``, started by ``entrypoint``.
 
-    Raises UsageError for a version before those whose profile run is modelled (0.6.4).
+    Raises UsageError for a version before :func:`oldest_version`.
     """
     data = _data()
     asked = version_key(version)
-    if asked < version_key(data["oldest"]):
-        raise UsageError(f"vLLM {version}: versions before {data['oldest']} count their memory otherwise, not modelled")
+    oldest = oldest_version()
+    if asked < version_key(oldest):
+        raise UsageError(f"vLLM {version}: versions before {oldest} count their memory otherwise, not modelled")
     merged: dict[str, Any] = {}
     for row in _until(data["versions"], asked):
         merged.update(row)

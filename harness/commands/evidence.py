@@ -52,8 +52,16 @@ def _show(runs: list[Compared]) -> None:
         shares = [f"{x:.2f}" for x in (e.median_percent, e.p95_percent, e.worst_percent)]
         table.add_row(term, name, str(e.runs), *sizes, f"{e.bias / GIB:+.3f}", *shares)
     Console(width=110).print(table)
+    for name, key in (("GPU", lambda r: r.gpu), ("version", lambda r: ".".join(r.version.split(".")[:2]))):
+        shown = ", ".join(f"{value} {e.median_percent:.2f} % ({e.runs})" for value, e in proof.by(runs, key))
+        click.echo(f"KV pool, median error by {name}: {shown}")
+    exact, known = proof.rates(runs)
     right, judged = proof.verdicts(runs)
-    click.echo(f"\nVerdicts: {right} of {judged} right; {len(runs) - judged} rows of a kind that is refused by name.")
+    pools = sum(r.error("kv") is not None for r in runs)
+    click.echo(f"\n{len(runs)} rows, {pools} pools compared; docs/accuracy.md says why not the others.")
+    click.echo(f"Bytes of KV cache a token: {exact} of {known} as predicted.")
+    click.echo(f"Verdicts: {right} of {judged} right.")
     for r in runs:
-        if r.supported and r.verdict != r.reached:
-            click.echo(f"  wrong: {r.id} {r.label}: {r.verdict or 'refused'} predicted, {r.reached or r.note}")
+        if r.judged and r.verdict != r.reached:
+            happened = r.reached or r.note or "refused"
+            click.echo(f"  wrong: {r.id} {r.label}: {r.verdict or 'refused'} predicted, {happened}")

@@ -23,10 +23,11 @@ the dtype, tp ranks:
   pass asks for all of it: the logits, their float32 copy, FlashInfer's masked logits and probabilities, 12 + d; on a
   GPU that FlashInfer does not support (below 8.0) the Triton kernel masks in place, 4 + d and its buffer. The low end
   is 4 + d.
-- e, the two workspaces of the fused experts: made once and kept, so they lie under the sampler's path too
-  (``FusedMoEModularKernel``, vllm/model_executor/layers/fused_moe/modular_kernel.py, 0.19). mxfp4 experts run in Triton
-  kernels whose buffers are freed before the sampler: 0, chosen
-  for what h100-019-51 and -52 print. Leaves 0.02 GiB or less on h100-019-02, -51, -52, -53 and -66.
+- e, the two workspaces of the fused experts: from 0.13 on made once and kept, so they lie under the sampler's path too
+  (``FusedMoEModularKernel``, vllm/model_executor/layers/fused_moe/modular_kernel.py, 0.19); before, they are of a layer
+  and freed with it: T*k*(max(2*Ie/tp, H) + Ie/tp)*d, of V0 T*k*(3*Ie/tp + H)*d (fused_moe.py, 0.8.5, 0.7.3). mxfp4
+  experts run in Triton kernels whose buffers are freed before the sampler: 0, chosen for what h100-019-51 and -52
+  print. Leaves 0.02 GiB or less on h100-019-02, -51, -52, -53 and -66.
 - c is what is left: fitted on the first two rows of :data:`FITTED_ON`, checked on all others.
 - A stage of a pipeline also holds the hidden states and the residual that it is handed or hands on, 2*T*H*d,
   and the first one the embedding's output, T*H*d. Settled on h100-019-33 and -34, where it leaves 0.02 GiB.
@@ -96,13 +97,24 @@ def _layers_path(architecture: Architecture, settings: Settings) -> int:
     tokens = settings.max_num_batched_tokens
     width = architecture.dense_width // settings.tensor_parallel_size
     mlp = (3 if architecture.gated else 2) * tokens * width * settings.dtype_bytes
-    return 3 * _hidden_states(architecture, settings) + mlp
+    experts = 0 if settings.defaults.experts_workspace_kept else _experts_of_a_layer(architecture, settings)
+    return 3 * _hidden_states(architecture, settings) + max(mlp, experts)
+
+
+def _experts_of_a_layer(architecture: Architecture, settings: Settings) -> int:
+    """Bytes of one layer's expert workspaces where they are freed with it (V0, V1 before 0.13)."""
+    mixture = architecture.mixture
+    if mixture is None or settings.weight_format.only == "experts":
+        return 0
+    one, hidden = mixture.width // settings.tensor_parallel_size, architecture.hidden
+    row = 3 * one + hidden if settings.model_runner == "v0" else max(2 * one, hidden) + one
+    return settings.max_num_batched_tokens * mixture.used * row * settings.dtype_bytes
 
 
 def experts_workspace(architecture: Architecture, settings: Settings) -> int:
     """Bytes that the fused experts keep for T tokens on one rank: e of the law above."""
-    mixture = architecture.mixture
-    if mixture is None or settings.weight_format.only == "experts":
+    mixture, kept = architecture.mixture, settings.defaults.experts_workspace_kept
+    if mixture is None or settings.weight_format.only == "experts" or not kept:
         return 0
     width = max(2 * mixture.width // settings.tensor_parallel_size, architecture.hidden)
     rows = settings.max_num_batched_tokens * mixture.used

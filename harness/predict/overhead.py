@@ -24,11 +24,18 @@ _PRINTED = GIB // 200
 _INIT_ONE, _INIT_MANY = (0.51, 0.50, 0.52), (1.50, 1.40, 2.06)
 _INIT_ONE_ELSEWHERE = (0.51, 0.20, 0.80)
 _INIT_MANY_ELSEWHERE = (1.50, 0.40, 2.20)
+_INIT_PCIE = (0.51, 0.20, 1.00)  # no report splits it; NCCL takes little there (see _INCREASE_PCIE)
 # Non-torch increase by tp. 1: 23 runs of 0.19, 0.24 to 0.25 (by version: engines.json). 2: 2.06, 2.07, 2.10.
 # 4: 2.13, 2.13, 2.21. A pipeline without tp: 0.07 twice. Beyond: no run is public.
 _INCREASE_ONE_BELOW, _INCREASE_ONE_ABOVE = 0.02, 0.03
 _INCREASE = {2: (2.08, 2.04, 2.12), 4: (2.16, 2.11, 2.23)}
-_INCREASE_BEYOND = (2.20, 1.50, 3.00)
+# Beyond: DeepSeek-R1 on H20s, 16 and 8 ranks a stage, 2.30 and 2.53 (V0).
+_INCREASE_BEYOND = (2.40, 2.10, 2.70)
+# Cards without NVSwitch take far less, for any number of ranks: V100 0.39, L40S 0.30, RTX 4090 0.25 (2 ranks each), RTX
+# 3090 0.20 (16), all of V0. Their mean.
+_INCREASE_PCIE = (0.29, 0.10, 0.60)
+# One rank of V0: 0.03, 0.09, 0.16, 0.35, 0.35 on five kinds of GPU.
+_V0_ONE = (0.02, 0.40)
 _INCREASE_PIPELINE = (0.07, 0.06, 0.10)
 # Graphs, GiB = a + b x layers of the stage: least squares on the distinct dense configurations of the
 # evidence (8 to 80 layers, 51 sizes), MAE 0.08, residuals -0.19 to +0.10. vLLM's own estimate of the same
@@ -62,6 +69,8 @@ def runtime_at_init(settings: Settings, gpu: Gpu) -> Estimate:
     many = settings.tensor_parallel_size * settings.pipeline_parallel_size > 1
     if _is_h100(gpu):
         likely = _INIT_MANY if many else _INIT_ONE
+    elif many and not _has_nvswitch(gpu):
+        likely = _INIT_PCIE
     else:
         likely = _INIT_MANY_ELSEWHERE if many else _INIT_ONE_ELSEWHERE
     return _gib(likely, f"{'CUDA context and NCCL' if many else 'CUDA context'}, H100 runs of vLLM 0.19")
@@ -70,13 +79,8 @@ def runtime_at_init(settings: Settings, gpu: Gpu) -> Estimate:
 def non_torch_increase(architecture: Architecture, settings: Settings, gpu: Gpu, stage: int = 0) -> Estimate:
     """Bytes that stay after the profile run beside the weights: NCCL, cuBLAS, modules, sampler state."""
     tp, pp = settings.tensor_parallel_size, settings.pipeline_parallel_size
-    one = settings.defaults.non_torch_one_rank_gib
-    row = _INCREASE.get(tp, _INCREASE_BEYOND)
-    if tp == 1:
-        row = (one, one - _INCREASE_ONE_BELOW, one + _INCREASE_ONE_ABOVE) if pp == 1 else _INCREASE_PIPELINE
-    if not _is_h100(gpu):
-        row = (row[0], row[0] * 0.3, row[2] + 0.25)
-    base = _gib(row, f"H100 runs at tp={tp}, pp={pp}")
+    row, words = _increase(settings, gpu)
+    base = _gib(row, f"{words} at tp={tp}, pp={pp}")
     counted = settings.defaults.v2_state_counted and stage == pp - 1
     state = sampler_state(architecture, settings) if counted else 0
     if not state:
@@ -87,12 +91,37 @@ def non_torch_increase(architecture: Architecture, settings: Settings, gpu: Gpu,
     return Estimate(base.bytes + state, base.low + state, base.high + state, source)
 
 
+def _increase(settings: Settings, gpu: Gpu) -> tuple[tuple[float, float, float], str]:
+    """(likely, low, high) GiB without the sampler's state, and the runs behind them."""
+    tp, pp = settings.tensor_parallel_size, settings.pipeline_parallel_size
+    one = settings.defaults.non_torch_one_rank_gib
+    if tp == 1 and settings.model_runner == "v0":
+        return (one, *_V0_ONE), "reports of V0"
+    if tp > 1 and not _has_nvswitch(gpu):
+        return _INCREASE_PCIE, "reports of cards without NVSwitch"
+    row = _INCREASE.get(tp, _INCREASE_BEYOND)
+    if tp == 1:
+        row = (one, one - _INCREASE_ONE_BELOW, one + _INCREASE_ONE_ABOVE) if pp == 1 else _INCREASE_PIPELINE
+    if not _is_h100(gpu):
+        row = (row[0], row[0] * 0.3, row[2] + 0.25)
+    return row, "H100 runs"
+
+
+def _has_nvswitch(gpu: Gpu) -> bool:
+    """Whether NCCL takes what it takes on an H100: on boards with NVSwitch (SXM of A100 and later, GH200).
+
+    Two ranks of an A100 took 1.96 GiB (https://github.com/vllm-project/vllm/pull/10909), of a V100 0.39. A GPU that is
+    known by its memory alone may be such a one.
+    """
+    return gpu.name == "gpu" or gpu.name.startswith("gh200") or ("sxm" in gpu.name and not gpu.name.startswith("v100"))
+
+
 def cuda_graphs(architecture: Architecture, settings: Settings, stage: int = 0) -> Estimate:
     """Bytes of the captured CUDA graphs on one rank of ``stage``; nothing where eager is enforced."""
     if settings.enforce_eager:
         return Estimate.exact(0, "enforce_eager: no graphs")
     if architecture.mixture is not None:
-        sizes = _capture_sizes(min(2 * settings.max_num_seqs, _LARGEST_CAPTURE.get(architecture.name, 512)))
+        sizes = captured_sizes(architecture, settings)
         room = _GRAPHS_EXPERTS_ROOM * GIB
         return Estimate.within(
             _GRAPHS_EXPERTS * sizes * GIB, room, room, f"{_GRAPHS_EXPERTS} GiB x {sizes} captured sizes, with experts"
@@ -104,8 +133,9 @@ def cuda_graphs(architecture: Architecture, settings: Settings, stage: int = 0) 
     return Estimate.within(likely, low_room, above * GIB, f"{_GRAPHS_A} + {_GRAPHS_B} x {layers} layers GiB")
 
 
-def _capture_sizes(largest: int) -> int:
+def captured_sizes(architecture: Architecture, settings: Settings) -> int:
     """How many batch sizes are captured: 1, 2, 4, every 8th below 256, every 16th from there (config/vllm.py, 0.19)."""
+    largest = min(2 * settings.max_num_seqs, _LARGEST_CAPTURE.get(architecture.name, 512))
     return len([n for n in (1, 2, 4) if n <= largest]) + len(range(8, min(256, largest + 1), 8)) + len(
         range(256, largest + 1, 16)
     )

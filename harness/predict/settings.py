@@ -77,6 +77,11 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
     architecture.check_split(tp, pp, tower_ranks if sees else 1)
     check_context_split(architecture, tp, engine.decode_context_parallel_size)
     defaults = _defaults(scenario, gpu)
+    if defaults.engine == "v0" and architecture.mla is not None:
+        raise UsageError(
+            f"engine.vllm: latent attention under vLLM {engine.vllm} is not modelled: 0.6 stored it as full heads, 0.7 "
+            "kept absorbed copies of its matrices"
+        )
     quantization = resolve(scenario.weights, config, architecture)
     weights = quantization.main
     dtype = _dtype(scenario, architecture, weights, gpu)

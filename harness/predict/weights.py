@@ -20,6 +20,7 @@ from harness.units import MIB
 
 # Residuals on the runs of the evidence (docs/accuracy.md): the worst is 0.33 %.
 RESIDUAL = 0.005
+LAYOUT = "padding of its layout"
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def stored(
         return
     yield component.name, -(-elements * kind.bits // 8)
     if kind.layout_share:
-        yield f"{component.name} padding of its layout", round(elements * kind.bits / 8 * kind.layout_share)
+        yield f"{component.name} {LAYOUT}", round(elements * kind.bits / 8 * kind.layout_share)
     if kind.scale_bits:
         yield f"{component.name} scales", -(-scales * kind.scale_bits // 8)
     if kind.zero_point_bits:
