@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from harness import catalog
 from harness.architecture import FAMILIES, Architecture, from_config, padded_vocab, stage_layers
 from harness.errors import UsageError
+from tests.hybrid_configs import CONFIGS
 from tools.catalogue import meta_parameters as counted_by_transformers
 
 # Parameter counts as the hub's model pages state them (safetensors metadata) or the papers.
@@ -114,7 +115,7 @@ def rank_elements(a: Architecture, tp: int) -> dict[str, int]:
     sizes = {}
     for c in a.components:
         total = 1
-        for n in a.rank_shape(c, tp):
+        for n in c.on_rank(tp):
             total *= n
         sizes[c.name] = total
     return sizes
@@ -168,7 +169,7 @@ def test_a_split_that_vllm_refuses_is_refused_in_its_words():
         ({"architectures": ["MixtralForCausalLM"], "num_local_experts": 4, "num_experts_per_tok": 5},
          "num_experts_per_tok: 5 of 4 experts can't be chosen"),
         ({"architectures": ["DeepseekV3ForCausalLM"]}, "kv_lora_rank: missing"),
-        ({"architectures": ["NemotronHForCausalLM"]}, "state-space models come in a later version"),
+        ({"architectures": ["RwkvForCausalLM"]}, "'RwkvForCausalLM' is not supported yet"),
         ({"intermediate_size": ...}, "intermediate_size: missing"),
         ({"architectures": ...}, "architectures: missing"),
         ({"architectures": "LlamaForCausalLM"}, "architectures: expected a list"),
@@ -262,6 +263,11 @@ def test_mixtures_latent_attention_and_hybrids_count_as_in_transformers(
     tied = FAMILIES[name].tied
     config = {"architectures": [name], "model_type": kind, "tie_word_embeddings": tied, **small}
     assert from_config(config).parameters == meta_parameters(config)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_hybrids_count_as_in_transformers(name: str):
+    assert from_config(CONFIGS[name]).parameters == meta_parameters(CONFIGS[name])
 
 
 def test_experts_are_split_by_width_and_the_latent_row_is_copied():

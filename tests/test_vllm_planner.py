@@ -6,6 +6,7 @@ The specs of each layer come from vLLM's own model classes on the meta device, a
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator
 from copy import copy
 from dataclasses import replace
@@ -23,6 +24,7 @@ from harness.predict.block_size import aligned
 from harness.predict.settings import check_context_split, settings
 from harness.scenario import parse_scenario
 from harness.units import GIB, MIB
+from tests.hybrid_configs import CONFIGS, NOT_IN_VLLM
 from tests.vllm_oracle import Vllm, as_specs, build, layer_specs, vllm_on_meta
 
 MODELS = ("llama-3.1-70b", "smollm2-135m", "phi-2", "gemma-2b", "starcoder", "qwen2.5-7b")
@@ -37,12 +39,13 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm]:
 
 
 def resolved(
-    model: str, block_size: int, kv_dtype: str, tp: int, max_model_len: int, pp: int = 1, more: str = ""
+    model: str | dict[str, Any], block_size: int, kv_dtype: str, tp: int, max_model_len: int, pp: int = 1,
+    more: str = "",
 ) -> Any:
-    """(architecture, settings) as predict sees them."""
+    """(architecture, settings) as predict sees them; ``model``: a name or a config."""
     scenario = parse_scenario(f"""
 name: x
-model: {model}
+model: {json.dumps(model)}
 gpu: {{name: h100, count: {tp * pp}}}
 engine:
   max_model_len: {max_model_len}
@@ -112,27 +115,48 @@ def shallow(config: dict[str, Any], architecture: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("model", KINDS)
 def test_every_kind_of_layer_plans_as_in_vllm(vllm: Vllm, model: str):
-    config = catalog.model_config(model)
-    limit = from_config(config).max_model_len
-    seen = []
-    for kv_dtype, tp in (("auto", 1), ("fp8", 1), ("auto", 2)):
-        length = min(8192, limit)
+    check_against_vllm(vllm, catalog.model_config(model))
+
+
+@pytest.mark.parametrize("name", [n for n in CONFIGS if n not in NOT_IN_VLLM])
+def test_every_hybrid_plans_as_in_vllm(vllm: Vllm, name: str):
+    check_against_vllm(vllm, CONFIGS[name])
+
+
+def check_against_vllm(vllm: Vllm, config: dict[str, Any]) -> None:
+    """Equal counts and refusals, with the specs of vLLM's own class: as is, in fp8, on two ranks, without a cache of
+    prefixes; pools of nothing, too small by a block, just large enough, ample."""
+    length = min(8192, from_config(config).max_model_len)
+    answers = []
+    for kv_dtype, tp, prefix_caching in (("auto", 1, True), ("fp8", 1, True), ("auto", 2, True), ("auto", 1, False)):
         if tp > 1 and from_config(config).heads % tp:
             continue
-        architecture, chosen = resolved(model, 16, kv_dtype, tp, length)
-        _, built = build(vllm, shallow(config, architecture), kv_cache_dtype=kv_dtype)
+        more = f"enable_prefix_caching: {json.dumps(prefix_caching)}"
+        architecture, chosen = resolved(config, 16, kv_dtype, tp, length, more=more)
+        if prefix_caching is False and not any(k.state for k in architecture.kv_kinds):
+            continue
+        _, built = build(
+            vllm, shallow(config, architecture), kv_cache_dtype=kv_dtype, max_model_len=length,
+            enable_prefix_caching=prefix_caching,
+        )  # fmt: skip
         own = layer_specs(built, 16, tp)
-        assert len(own) == architecture.layers
-        for available in (1, 3 * MIB, 150 * MIB, 700 * MIB, 20 * GIB):
-            expected = vllm.plan([own], [available], length, in_flight=chosen.in_flight_tokens)
-            assert ours(architecture, chosen, available) == expected, (kv_dtype, tp, available)
-            seen.append(type(expected))
-    assert {str, tuple} == set(seen)
+        assert len(own) == sum(len(caches) for caches in architecture.kv_layers)
+        block = kv_cache.bytes_per_block(architecture, chosen)
+        needed = kv_cache.request_blocks(architecture, chosen, length)
+        for available in (1, block, block * needed, block * (needed + 1), block * needed * 10 + 12345):
+            expected = vllm.plan(
+                [own], [available], length, in_flight=chosen.in_flight_tokens, prefix_caching=prefix_caching
+            )
+            assert ours(architecture, chosen, available) == expected, (kv_dtype, tp, prefix_caching, available)
+            answers.append(type(expected))
+    assert {str, tuple} == set(answers)
 
 
 # Caches of every kind, by how many layers have each; a layer may have two.
 MIXES: dict[str, dict[KvLayer, int]] = {
-    "Nemotron-H-56B": {KvLayer(FULL, 8, 256): 10, KvLayer(STATE, 0, 0, state=State(49152, 1 << 22, 768, 8)): 54},
+    "Nemotron-H-56B": {
+        KvLayer(FULL, 8, 256): 10, KvLayer(STATE, 0, 0, state=State(49152, 1 << 22, 1536, 8, checkpoints=1)): 54
+    },
     "Qwen3.5": {KvLayer(STATE, 0, 0, state=State(24576, 1 << 19)): 30, KvLayer(FULL, 2, 512): 10},
     "latent and states": {KvLayer(MLA, 1, 576): 7, KvLayer(STATE, 0, 0, state=State(36864, 1 << 19)): 20},
     "sparse attention": {KvLayer(MLA, 1, 576): 61, KvLayer(INDEXER, 1, 132, row_bytes=132): 61},

@@ -5,12 +5,17 @@ One engine configuration serves a module; nothing that vLLM patches in other lib
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -79,8 +84,9 @@ def vllm_on_meta(folder: Path, config: dict[str, Any]) -> Iterator[Vllm]:
         from vllm.v1.core.kv_cache_utils import get_kv_cache_capacity  # noqa: F401
     except ImportError as error:
         pytest.skip(f"another vLLM than 0.32: {error}")
-    vllm = Vllm(folder, config)
-    with pytest.MonkeyPatch.context() as patched:
+    with pytest.MonkeyPatch.context() as patched, without_torchvision():
+        as_on_a_gpu(patched)
+        vllm = Vllm(folder, config)
         # What a GPU's engine would have in flight, and not this computer's.
         patched.setattr(VllmConfig, "max_in_flight_tokens", property(lambda _: vllm.in_flight))
         # vLLM would wrap transformers' own classes, for good.
@@ -94,6 +100,51 @@ def vllm_on_meta(folder: Path, config: dict[str, Any]) -> Iterator[Vllm]:
     if started:
         parallel_state.destroy_model_parallel()
         parallel_state.destroy_distributed_environment()
+
+
+def as_on_a_gpu(patched: pytest.MonkeyPatch) -> None:
+    """What a CPU would decide otherwise about a model that is only built."""
+    import torch
+    from vllm.model_executor.layers.fused_moe import config
+    from vllm.model_executor.models import nemotron_h, registry
+    from vllm.platforms import current_platform
+
+    class NoExperts(torch.nn.Module):
+        def __getattr__(self, name: str) -> Any:
+            return 0 if name.startswith("n_") or name == "experts" else super().__getattr__(name)
+
+    class Gpu:
+        def is_cuda_alike(self) -> bool:
+            return True
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(current_platform, name)
+
+    patched.setattr(config, "current_platform", Gpu())  # experts without a gate
+    # No kernel of a CPU has experts without a gate; they keep no cache.
+    patched.setattr(nemotron_h, "NemotronHMoE", lambda *_, **__: NoExperts())
+    patched.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # else states are made float32
+    patched.setattr(registry, "_run_in_subprocess", lambda ask: ask())  # seconds for each class
+
+
+@contextmanager
+def without_torchvision() -> Iterator[None]:
+    """Modules that want torchvision for images import an empty one; none of them is left behind."""
+    if importlib.util.find_spec("torchvision"):
+        yield
+        return
+    before = set(sys.modules)
+    for name in ("", ".transforms", ".transforms.v2", ".transforms.functional"):
+        name = f"torchvision{name}"
+        module = sys.modules[name] = MagicMock(spec=ModuleType)
+        module.__path__, module.__spec__ = [], ModuleSpec(name, None)
+    sys.modules["torchvision.transforms.v2"].functional = MagicMock()
+    try:
+        yield
+    finally:
+        for name in set(sys.modules) - before:
+            if name.startswith(("torchvision", "vllm.model_executor.models", "transformers.models")):
+                del sys.modules[name]
 
 
 def build(vllm: Vllm, config: dict[str, Any], **arguments: Any) -> tuple[Any, Any]:
@@ -112,21 +163,40 @@ def build(vllm: Vllm, config: dict[str, Any], **arguments: Any) -> tuple[Any, An
 
 
 def layer_specs(own: Any, block_size: int, tp: int = 1) -> Specs:
-    """The KV spec of each layer of a built model, on one of ``tp`` ranks."""
+    """The KV spec of each layer of a built model as one of ``tp`` GPUs has it, with ``block_size`` asked for."""
     layers = own.compilation_config.static_forward_context
-    found = {
-        n: m.get_kv_cache_spec(own) for n, m in layers.items()
+    kept = {
+        n: m for n, m in layers.items()
         if hasattr(m, "get_kv_cache_spec") and not getattr(m, "kv_sharing_target_layer_name", None)
     }  # fmt: skip
-    return {n: on_rank(s, block_size, tp) for n, s in found.items() if s is not None}
+    own.cache_config.block_size = block_size
+    own.parallel_config.tensor_parallel_size = tp
+    if own.model_config.is_hybrid:
+        make_room_for_states(own)
+    found = {n: m.get_kv_cache_spec(own) for n, m in kept.items()}
+    return {n: on_rank(s, own, tp) for n, s in found.items() if s is not None}
 
 
-def on_rank(spec: Any, block_size: int, tp: int) -> Any:
+def make_room_for_states(own: Any) -> None:
+    """What vLLM does on a GPU once the model is made: blocks of attention no smaller than a state."""
+    from vllm.platforms.interface import Platform
+    from vllm.v1.attention.backends.triton_attn import TritonAttentionBackend
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Platform, "_find_non_ssm_backends", classmethod(lambda *_: [TritonAttentionBackend]))
+        Platform._align_hybrid_block_size(own, TritonAttentionBackend)
+
+
+def on_rank(spec: Any, own: Any, tp: int) -> Any:
     """A spec of one rank of one -> of one of ``tp``, in the GPU's blocks."""
-    from vllm.v1.kv_cache_interface import MLAAttentionSpec
+    from vllm.model_executor.models import ModelRegistry
+    from vllm.v1.kv_cache_interface import MambaSpec, MLAAttentionSpec
 
+    if isinstance(spec, MambaSpec):
+        model, _ = ModelRegistry.resolve_model_cls(own.model_config.architecture, model_config=own.model_config)
+        return replace(spec, shapes=tuple(model.get_mamba_state_shape_from_config(own)))
     heads = 1 if isinstance(spec, MLAAttentionSpec) else max(1, spec.num_kv_heads // tp)
-    return replace(spec, block_size=block_size, num_kv_heads=heads)
+    return replace(spec, block_size=own.cache_config.block_size, num_kv_heads=heads)
 
 
 # -- our layers as vLLM's specs ---------------------------------------------------------------------
@@ -163,8 +233,9 @@ def as_spec(layer: KvLayer, chosen: Settings) -> Any:
         tokens = size if chosen.enable_prefix_caching else chosen.max_model_len
         mode = "align" if chosen.enable_prefix_caching else "none"
         return MambaSpec(
-            block_size=tokens, shapes=((page,),), dtypes=(torch.uint8,), mamba_cache_mode=mode
-        )
+            block_size=tokens, shapes=((page,),), dtypes=(torch.uint8,), mamba_cache_mode=mode,
+            num_prefill_checkpoint_blocks=layer.state.checkpoints,
+        )  # fmt: skip
     heads = layer.heads_on_rank(tp)
     if layer.kind == INDEXER:
         return MLAAttentionSpec(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from harness.architecture.parts import Component
+from harness.architecture.component import Component
 
 # Before the number of a layer: of most classes the first; the names of multimodal ones come in three orders.
 _LAYERS = (
@@ -42,6 +42,12 @@ _MODULES = {
                                     "ffn.shared_experts.w1"),
     "shared_experts.down_proj": ("mlp.shared_experts.down_proj", "mlp.shared_expert.down_proj",
                                  "ffn.shared_experts.w2", "mixer.shared_experts.down_proj"),
+    "in_proj": ("mixer.in_proj", "mamba.in_proj", "conv.in_proj"),
+    "out_proj": ("mixer.out_proj", "mamba.out_proj", "linear_attn.out_proj", "conv.out_proj", "self_attn.o_proj"),
+    "in_proj_qkvz": ("linear_attn.in_proj_qkvz", "linear_attn.in_proj_qkv", "linear_attn.in_proj_z"),
+    "in_proj_ba": ("linear_attn.in_proj_ba", "linear_attn.in_proj_b", "linear_attn.in_proj_a"),
+    "fc1_latent_proj": ("mixer.fc1_latent_proj",),
+    "fc2_latent_proj": ("mixer.fc2_latent_proj",),
     "experts.w13": (*_EXPERTS, *(f"{e}.0.{w}" for e in _EXPERTS for w in ("gate_proj", "w1", "up_proj"))),
     "experts.w2": (*_EXPERTS, *(f"{e}.0.{w}" for e in _EXPERTS for w in ("down_proj", "w2"))),
 }  # fmt: skip

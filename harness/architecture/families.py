@@ -6,57 +6,10 @@ never approximated by a neighbour.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
-
-@dataclass(frozen=True)
-class Experts:
-    """The mixture of a family. Each ``str`` names a config key; None: the family has no such thing."""
-
-    count: str = "num_experts"
-    used: str = "num_experts_per_tok"
-    width: str = "moe_intermediate_size"
-    shared_width: str | None = None  # width of all shared experts together
-    shared_count: str | None = None  # or their number, each as wide as a routed one
-    shared_gate: bool = False
-    router_bias: bool = False
-    expert_bias: bool = False
-    correction_bias: bool = False  # one float32 for each expert, beside the router
-    first_dense: str | None = None  # so many layers at the start are dense
-    every: str | None = None  # one layer in so many has experts
-    dense_layers: str | None = None  # a list of the layers that are dense
-
-
-@dataclass(frozen=True)
-class Family:
-    """One model class. A ``str`` where a bool may stand names the config key."""
-
-    kv_heads: str = "num_key_value_heads"  # or "multi_query" (a flag: one or all), or "all": as many as heads
-    layer_norms: int = 2
-    norm_bias: bool = False
-    norm_weight: bool = True
-    gated: bool = True
-    qkv_bias: bool | str = False
-    o_bias: bool | str = False
-    mlp_bias: bool | str = False
-    lm_head_bias: bool | str = False
-    qk_norm: str | None = None  # "head": one weight for each element of a head; "all": for each of all heads
-    qk_norm_flag: str | None = None  # the config key that switches qk_norm on
-    sinks: bool = False  # one learned sink a head
-    tied: bool = False
-    rotary: float | None = 1.0  # default share of a head that is rotated; None: no rotary embedding
-    rotary_local: bool = False  # a second rotary cache for the sliding layers
-    rotary_float32: bool = False
-    position_offset: int | None = None  # learned positions: this many rows more than positions
-    pattern: int | None = None  # every so many layers one is full, the others slide
-    window_extra: int = 0  # tokens that vLLM adds to the window
-    mla: bool = False
-    experts: Experts | None = None
-    keys: tuple[tuple[str, str], ...] = ()  # our name -> the family's own config key
-    must_be: tuple[tuple[str, Any], ...] = ()  # config keys that have one supported value
-    bias_defaults: tuple[tuple[str, bool], ...] = field(default=())  # what a bias key means where it is missing
-
+from harness.architecture.family import Experts, Family
+from harness.architecture.hybrids import HYBRIDS
 
 _GPT2_KEYS = (
     ("hidden_size", "n_embd"),
@@ -193,4 +146,4 @@ MIXTURES: dict[str, Family] = {
     "DeepseekV3ForCausalLM": Family(mla=True, experts=replace(_DEEPSEEK_EXPERTS, correction_bias=True)),
 }  # fmt: skip
 
-FAMILIES: dict[str, Family] = {**DENSE, **MIXTURES}
+FAMILIES: dict[str, Family] = {**DENSE, **MIXTURES, **HYBRIDS}

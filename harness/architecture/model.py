@@ -7,16 +7,21 @@ from functools import cached_property
 from typing import Any
 
 from harness.architecture import multimodal
-from harness.architecture.families import FAMILIES, Family
-from harness.architecture.kv_layers import KvLayer, kv_layers
-from harness.architecture.parts import Component, Mixture, Mla, Sizes, components
+from harness.architecture.component import Component, heads_on_rank, padded_vocab
+from harness.architecture.families import FAMILIES
+from harness.architecture.family import Family
+from harness.architecture.kv_layers import FULL, MLA, STATE, KvLayer
+from harness.architecture.layout import Attention, Layout, layout
+from harness.architecture.mixers import MIXERS
+from harness.architecture.parts import Mixture, Mla, Sizes, components
+from harness.architecture.positions import positions, rotary_dim
 from harness.architecture.reader import Reader, show
 from harness.errors import UsageError, nearest
 
-VOCAB_PADDING = 64  # DEFAULT_VOCAB_PADDING_SIZE, vllm/model_executor/layers/vocab_parallel_embedding.py
 # Keys that make a model something else than a decoder of text; the families that read them are named.
 _MIXTURE_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
-_OTHER_KINDS = ("text_config", "vision_config", "index_topk", "linear_attn_config", "mamba_num_heads")
+_OTHER_KINDS = ("text_config", "vision_config")
+_OF_SPARSE_ATTENTION, _OF_STATES = ("index_topk",), ("linear_attn_config", "mamba_num_heads", "mamba_n_heads")
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class Architecture:
     rotary_float32: bool
     mla: Mla | None
     mixture: Mixture | None
+    layout: Layout
     kv_layers: tuple[tuple[KvLayer, ...], ...]
     components: tuple[Component, ...]
     vision: multimodal.Vision | None = None
@@ -67,10 +73,8 @@ class Architecture:
     @property
     def dense_width(self) -> int:
         """Width of the widest MLP that every token passes: dense or shared; 0 where all experts are routed."""
-        if self.mixture is None:
-            return self.intermediate
-        dense = self.intermediate if len(self.mixture.layers) < self.layers else 0
-        return max(dense, self.mixture.shared)
+        dense = self.intermediate if self.layout.dense else 0
+        return max(dense, self.mixture.shared if self.mixture else 0)
 
     @cached_property
     def kv_kinds(self) -> dict[KvLayer, tuple[int, ...]]:
@@ -107,8 +111,8 @@ class Architecture:
             )
         # In the order in which vLLM builds the model: embedding, attention, MLP.
         pairs = [(padded_vocab(self.vocab), tp)]
-        if self.mla is None:
-            pairs.append((max(self.kv_heads, tp), min(self.kv_heads, tp)))
+        for heads in dict.fromkeys(count for c in self.components for count, _ in c.units):
+            pairs.append((max(heads, tp), min(heads, tp)))
         pairs += [(width, tp) for width in self._widths()]
         if self.vision is not None and self.vision.heads:
             pairs.insert(0, (self.vision.heads, tower_ranks))
@@ -119,36 +123,14 @@ class Architecture:
             raise UsageError(f"pipeline_parallel_size {pp} is more than the model's {self.layers} layers")
 
     def _widths(self) -> list[int]:
-        widths = [self.intermediate] if self.mixture is None else [self.mixture.shared, self.mixture.width]
-        if self.mixture is not None and len(self.mixture.layers) < self.layers:
-            widths.insert(0, self.intermediate)
+        widths = [self.intermediate] if self.layout.dense else []
+        if self.mixture is not None:
+            widths += [self.mixture.shared, self.mixture.width]
         return [w for w in widths if w]
 
     def kv_heads_on_rank(self, tp: int) -> int:
         """KV heads that one rank holds: at least one, copied where ranks outnumber heads."""
-        return max(1, self.kv_heads // tp)
-
-    def rank_shape(self, component: Component, tp: int) -> tuple[int, ...]:
-        """The shape of ``component`` on one of ``tp`` ranks, the vocabulary padded as vLLM pads it."""
-        first, *rest = component.shape
-        if component.split == "column":
-            return (first // tp, *rest)
-        if component.split == "row":
-            return (first, rest[0] // tp)
-        if component.split == "expert_column":
-            return (first, rest[0] // tp, *rest[1:])
-        if component.split == "expert_row":
-            return (first, rest[0], rest[1] // tp)
-        if component.split == "vocab":
-            return (padded_vocab(first) // tp, *rest)
-        if component.split == "qkv":
-            return ((self.heads // tp + 2 * self.kv_heads_on_rank(tp)) * self.head_dim, *rest)
-        return component.shape
-
-
-def padded_vocab(vocab: int) -> int:
-    """Rows of the embedding as vLLM pads it (``pad_vocab_size``, vocab_parallel_embedding.py, 0.32)."""
-    return -(-vocab // VOCAB_PADDING) * VOCAB_PADDING
+        return heads_on_rank(self.kv_heads, tp)
 
 
 def stage_layers(layers: int, stages: int) -> list[int]:
@@ -185,14 +167,18 @@ def from_config(config: dict[str, Any]) -> Architecture:
     mla = _mla(read) if family.mla else None
     kv_heads = 1 if mla else _kv_heads(family, read, heads)
     head_dim = mla.nope + mla.rope if mla else _head_dim(read, hidden, heads)
+    value_dim = read.count(family.value_dim, default=head_dim) if family.value_dim else head_dim
+    usual = Attention((), FULL, heads, kv_heads, head_dim, value_dim)
+    plan = layout(name, family, read, layers, usual)
+    mixture = _mixture(family, read, plan.experts, hidden)
     size = Sizes(
-        layers, hidden, heads, kv_heads, head_dim, _intermediate(name, read, hidden), read.count("vocab_size"),
-        read.flag("tie_word_embeddings", family.tied), mla, _mixture(family, read, layers),
+        layers, hidden, heads, _intermediate(name, read, hidden) if plan.dense else 0, read.count("vocab_size"),
+        read.flag("tie_word_embeddings", family.tied), mla, mixture, plan,
     )  # fmt: skip
-    limit, default_len, rotary_positions = _positions(name, read)
+    limit, default_len, rotary_positions = positions(name, read)
     rotary: tuple[tuple[int, int], ...] = ()
     if family.rotary is not None:
-        dims = mla.rope if mla else _rotary_dim(read, family.rotary, head_dim)
+        dims = mla.rope if mla else rotary_dim(read, family.rotary, head_dim)
         rotary = ((rotary_positions, dims),)
         if family.rotary_local:
             rotary = (*rotary, (read.positions, dims))
@@ -201,9 +187,37 @@ def from_config(config: dict[str, Any]) -> Architecture:
         intermediate=size.intermediate, vocab=size.vocab, max_model_len=limit, default_model_len=default_len,
         max_len_key=read.key("max_position_embeddings"), tied=size.tied, gated=family.gated,
         dtype=model_dtype(config), rotary_shapes=rotary, rotary_float32=family.rotary_float32, mla=mla,
-        mixture=size.mixture, kv_layers=kv_layers(name, family, read, layers, kv_heads, head_dim, mla),
+        mixture=mixture, layout=plan, kv_layers=_kv_layers(family, read, size),
         components=tuple(components(family, read, size)),
     )  # fmt: skip
+
+
+def _kv_layers(family: Family, read: Reader, size: Sizes) -> tuple[tuple[KvLayer, ...], ...]:
+    """The caches of each layer, first to last: one, none or two of them."""
+    caches: list[tuple[KvLayer, ...]] = [()] * size.layers
+    for group in size.layout.attention:
+        row = group.head_dim + group.value_dim
+        cache = KvLayer(group.kind, group.kv_heads, row, group.window)
+        if size.mla:
+            cache = KvLayer(MLA, 1, size.mla.kv_rank + size.mla.rope)
+        for i in group.layers if group.own_kv else ():
+            caches[i] = (cache,)
+    if family.mixer:
+        state = MIXERS[family.mixer](read, size.hidden)[1]
+        state = replace(state, recurrent_dtype=state.recurrent_dtype or _state_dtype(family, read))
+        for i in size.layout.states:
+            caches[i] = (*caches[i], KvLayer(STATE, 0, 0, state=state))
+    return tuple(caches)
+
+
+def _state_dtype(family: Family, read: Reader) -> str | None:
+    """The number type of a recurrent state as the config, or the family, gives it; None: the model's."""
+    value = read.config.get(family.state_dtype) if family.state_dtype else None
+    value = family.state_dtype_default if value is None else value
+    known = ("float32", "float16", "bfloat16")
+    if value is not None and value not in known:
+        raise UsageError(f"config: {family.state_dtype}: expected one of {', '.join(known)}, got {show(value)}")
+    return value
 
 
 def _class_name(config: dict[str, Any]) -> str:
@@ -216,9 +230,8 @@ def _class_name(config: dict[str, Any]) -> str:
     known = [*FAMILIES, *multimodal.WRAPPERS]
     if name not in FAMILIES:
         raise UsageError(
-            f"config: architectures: {name[:80]!r} is not supported yet{nearest(name, known)} (this "
-            "version knows decoders with full, sliding-window or latent attention, dense or with experts; "
-            f"state-space models come in a later version; known: {', '.join(known)})"
+            f"config: architectures: {name[:80]!r} is not supported yet{nearest(name, known)} "
+            f"(known: {', '.join(known)})"
         )
     return str(name)
 
@@ -230,7 +243,10 @@ def _refuse_variants(name: str, family: Family, config: dict[str, Any]) -> None:
             raise UsageError(
                 f"config: {key}: {name} with {key}={show(config[key])} is not supported yet (only {show(value)})"
             )
-    foreign = [*_OTHER_KINDS, *(() if family.experts else _MIXTURE_KEYS), *(() if family.mla else ("kv_lora_rank",))]
+    foreign = (
+        *_OTHER_KINDS, *_OF_SPARSE_ATTENTION, *(() if family.mixer else _OF_STATES),
+        *(() if family.experts else _MIXTURE_KEYS), *(() if family.mla else ("kv_lora_rank",)),
+    )  # fmt: skip
     for key in foreign:
         if config.get(key) not in (None, 0):
             raise UsageError(f"config: {key}: {name} with {key} is not supported yet")
@@ -276,30 +292,18 @@ def _mla(read: Reader) -> Mla:
     )  # fmt: skip
 
 
-def _mixture(family: Family, read: Reader, layers: int) -> Mixture | None:
+def _mixture(family: Family, read: Reader, layers: tuple[int, ...], hidden: int) -> Mixture | None:
     keys = family.experts
-    if keys is None:
+    if keys is None or (keys.optional and not layers):
         return None
     count, used, width = read.count(keys.count), read.count(keys.used), read.count(keys.width)
     if used > count:
         raise UsageError(f"config: {keys.used}: {used} of {count} experts can't be chosen")
     shared = read.count(keys.shared_width, default=0) if keys.shared_width else 0
     if keys.shared_count:
-        shared = width * read.count(keys.shared_count, default=0)
-    first = read.count(keys.first_dense, default=0) if keys.first_dense else 0
-    every = read.count(keys.every, default=1) if keys.every else 1
-    dense = set(_layer_list(read, keys.dense_layers))
-    # DeepSeek counts every-th layers from 0, Qwen from 1 (deepseek_v2.py, qwen3_moe.py).
-    offset = 0 if keys.first_dense else 1
-    where = tuple(i for i in range(first, layers) if (i + offset) % every == 0 and i not in dense)
-    return Mixture(count, used, width, shared, where)
-
-
-def _layer_list(read: Reader, key: str | None) -> list[int]:
-    value = (read.config.get(key) if key else None) or []
-    if not isinstance(value, list) or not all(isinstance(i, int) for i in value):
-        raise UsageError(f"config: {key}: expected a list of layer numbers, got {show(value)}")
-    return value
+        shared = (shared or width) * read.count(keys.shared_count, default=0)
+    taken = read.count(keys.latent, default=hidden) if keys.latent else hidden
+    return Mixture(count, used, width, shared, layers, taken, keys.gated)
 
 
 def model_dtype(config: dict[str, Any]) -> str:
@@ -312,54 +316,3 @@ def model_dtype(config: dict[str, Any]) -> str:
     if plain not in known:
         raise UsageError(f"config: torch_dtype: expected one of {', '.join(known)}, got {show(value)}")
     return str(plain)
-
-
-# -- positions -------------------------------------------------------------------------------------
-
-
-def _rope(read: Reader) -> dict[str, Any]:
-    for key in ("rope_parameters", "rope_scaling"):
-        value = read.config.get(key)
-        if value is not None:
-            if not isinstance(value, dict):
-                raise UsageError(f"config: {key}: expected a mapping or null, got {show(value)}")
-            # One mapping for each kind of layer: the full layers' decides.
-            inner = value.get("full_attention")
-            return inner if isinstance(inner, dict) else value
-    return {}
-
-
-def _positions(name: str, read: Reader) -> tuple[int, int, int]:
-    """(longest max_model_len, default max_model_len, rows of the rotary cache).
-
-    Source: ``_get_and_verify_max_len`` (vllm/config/model.py) and ``get_rope``
-    (vllm/model_executor/layers/rotary_embedding), 0.32.
-    """
-    rope, positions = _rope(read), read.positions
-    inner = Reader(rope, {})
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind in ("default", "llama3", "mrope"):
-        return positions, positions, positions
-    if kind in ("linear", "dynamic"):
-        longer = int(positions * inner.factor())
-        if name.startswith("Gemma3"):  # its own limit counts the scaling already
-            return positions, positions, longer
-        return longer, longer, longer
-    if kind in ("yarn", "deepseek_yarn"):
-        original = inner.count("original_max_position_embeddings", default=positions)
-        return positions, positions, int(original * inner.factor())
-    if kind in ("longrope", "su"):
-        original = read.count(
-            "original_max_position_embeddings",
-            default=inner.count("original_max_position_embeddings", default=positions),
-        )
-        # Two tables, for short and for long prompts, in one cache.
-        return positions, original, original + positions
-    raise UsageError(f"config: rope_scaling: {show(kind)} is not supported yet")
-
-
-def _rotary_dim(read: Reader, default: float, head_dim: int) -> int:
-    share = read.config.get("partial_rotary_factor", read.config.get("rotary_pct", default))
-    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
-        raise UsageError(f"config: partial_rotary_factor: expected a share from 0 to 1, got {show(share)}")
-    return read.count("rotary_dim", default=int(head_dim * share))

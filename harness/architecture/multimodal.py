@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.architecture import vision
-from harness.architecture.parts import Component
+from harness.architecture.component import Component
 from harness.architecture.reader import Reader, show
 from harness.errors import UsageError
 

@@ -46,6 +46,17 @@ class Reader:
             raise UsageError(f"config: {key}: expected 1 to {largest:,}, got {show(value)}")
         return value
 
+    def number(self, name: str, default: int) -> int:
+        """A whole number of at least 0; ``default`` where the key is missing or null."""
+        return 0 if self.config.get(self.key(name)) in (0, False) else self.count(name, default=default)
+
+    def inner(self, name: str) -> Reader:
+        """The mapping under ``name``."""
+        value = self.config.get(name)
+        if not isinstance(value, dict):
+            raise UsageError(f"config: {name}: expected a mapping, got {show(value)}")
+        return Reader(value, {})
+
     def flag(self, name: str, default: bool) -> bool:
         """true or false; ``default`` where the key is missing or null."""
         value = self.config.get(name)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from harness.architecture.parts import Component
+from harness.architecture.component import Component
 from harness.architecture.reader import Reader, show
 from harness.errors import UsageError
 

@@ -29,7 +29,7 @@ class Group:
 
     A block holds ``block_size`` tokens; ``pages``: its bytes in each of the layers, padded where that is needed.
     ``window``: of a sliding or chunked group. ``held``: the blocks of a request where its length does not decide them
-    (a state: the one in use, with prefix caching also the last kept one). ``ranks``: those that share a request's
+    (a state: the one in use, with prefix caching also the last kept ones). ``ranks``: those that share a request's
     tokens (decode context parallel).
     """
 
@@ -72,6 +72,7 @@ class _Spec:
     row: int
     block_size: int
     page: int
+    held: int | None = None
 
     @property
     def type(self) -> tuple[str, int | None]:
@@ -101,17 +102,17 @@ def groups(architecture: Architecture, settings: Settings) -> tuple[Group, ...]:
 
 def _group(spec: _Spec, pages: list[tuple[int, int]], settings: Settings) -> Group:
     numbers, sizes = zip(*pages, strict=True)
-    held = (2 if settings.enable_prefix_caching else 1) if spec.kind == STATE else None
-    return Group(spec.kind, spec.window, spec.block_size, numbers, sizes, held, settings.decode_context_parallel_size)
+    ranks = settings.decode_context_parallel_size
+    return Group(spec.kind, spec.window, spec.block_size, numbers, sizes, spec.held, ranks)
 
 
 def _spec(layer: KvLayer, settings: Settings) -> _Spec:
     tp, block_size = settings.tensor_parallel_size, settings.block_size
     if layer.state is not None:
         page = layer.state.bytes_on_rank(tp, settings.dtype_bytes, settings.state_dtype_bytes)
-        # Without prefix caching one block covers a request whole.
-        tokens = block_size if settings.enable_prefix_caching else settings.max_model_len
-        return _Spec(layer.kind, None, 0, 0, tokens, page)
+        if not settings.enable_prefix_caching:  # one block covers a request whole
+            return _Spec(layer.kind, None, 0, 0, settings.max_model_len, page, 1)
+        return _Spec(layer.kind, None, 0, 0, block_size, page, 2 + layer.state.checkpoints)
     page = layer.bytes_per_token(tp, settings.kv_dtype_bytes) * block_size
     return _Spec(layer.kind, layer.window, layer.heads_on_rank(tp), layer.row, block_size, page)
 

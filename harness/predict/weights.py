@@ -71,7 +71,7 @@ def stored(
     component: Component, architecture: Architecture, kind: WeightFormat | None, dtype_bytes: int, tp: int = 1
 ) -> Iterator[tuple[str, int]]:
     """(name, bytes) of the tensors as which one of ``tp`` ranks holds ``component``; ``kind`` None: plain numbers."""
-    shape = architecture.rank_shape(component, tp)
+    shape = component.on_rank(tp)
     if kind is None or kind.bits is None or kind.dtype is not None:
         yield component.name, prod(shape) * (4 if component.dtype == "float32" else dtype_bytes)
         return

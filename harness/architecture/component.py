@@ -1,0 +1,67 @@
+"""One tensor of a model, and what one of several ranks has of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+VOCAB_PADDING = 64  # DEFAULT_VOCAB_PADDING_SIZE, vllm/model_executor/layers/vocab_parallel_embedding.py
+
+
+@dataclass(frozen=True)
+class Component:
+    """One tensor of the model, unsplit. ``shape`` counts elements.
+
+    ``split``: how tensor parallelism divides it: "column" (outputs), "row" (inputs), "heads" (outputs, which are
+    ``units`` of (heads, elements of one); a head is copied where ranks outnumber heads), "vocab" (rows, padded),
+    "replicated"; of experts, whose first dimension is their number, "expert_column" and "expert_row".
+    ``place``: "layer", "first" or "last" (pipeline stage), "tower" or "projector" (see vision.py, where it is in
+    ``times`` equal blocks). ``layers``: which layers have it; None: all of them. ``kind``: what it is, for reading.
+    ``dtype``: None for the model's own. ``counted``: whether transformers counts it as a parameter; ``held``: whether
+    vLLM makes it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    split: str
+    place: str = "layer"
+    quantizable: bool = False
+    kind: str = "norm"
+    layers: tuple[int, ...] | None = None
+    dtype: str | None = None
+    counted: bool = True
+    held: bool = True
+    times: int = 1
+    units: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def elements(self) -> int:
+        """Elements of the unsplit tensor."""
+        return prod(self.shape)
+
+    def on_rank(self, tp: int) -> tuple[int, ...]:
+        """The shape on one of ``tp`` ranks, the vocabulary padded as vLLM pads it."""
+        first, *rest = self.shape
+        if self.split == "column":
+            return (first // tp, *rest)
+        if self.split == "row":
+            return (first, rest[0] // tp)
+        if self.split == "expert_column":
+            return (first, rest[0] // tp, *rest[1:])
+        if self.split == "expert_row":
+            return (first, rest[0], rest[1] // tp)
+        if self.split == "vocab":
+            return (padded_vocab(first) // tp, *rest)
+        if self.split == "heads":
+            return (sum(heads_on_rank(count, tp) * width for count, width in self.units), *rest)
+        return self.shape
+
+
+def heads_on_rank(heads: int, tp: int) -> int:
+    """Heads, or groups, of one of ``tp`` ranks: one at least, copied where ranks don't divide them."""
+    return heads // tp if heads % tp == 0 else 1
+
+
+def padded_vocab(vocab: int) -> int:
+    """Rows of the embedding as vLLM pads it (``pad_vocab_size``, vocab_parallel_embedding.py, 0.32)."""
+    return -(-vocab // VOCAB_PADDING) * VOCAB_PADDING

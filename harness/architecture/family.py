@@ -1,0 +1,70 @@
+"""What may tell one model class from another: the columns of the tables of families."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The mixture of a family. Each ``str`` names a config key; None: the family has no such thing."""
+
+    count: str = "num_experts"
+    used: str = "num_experts_per_tok"
+    width: str = "moe_intermediate_size"
+    shared_width: str | None = None  # width of all shared experts together
+    shared_count: str | None = None  # or their number, each as wide as a routed one
+    shared_gate: bool = False
+    router_bias: bool = False
+    expert_bias: bool = False
+    correction_bias: bool = False  # one float32 for each expert, beside the router
+    first_dense: str | None = None  # so many layers at the start are dense
+    every: str | None = None  # one layer in so many has experts
+    dense_layers: str | None = None  # a list of the layers that are dense
+    offset: str | None = None  # with ``every``: which of so many
+    flags: str | None = None  # a list of 0 (dense) and 1 (experts), one a layer; where it is a list
+    optional: bool = False  # a model of the family may have none
+    gated: bool = True  # whether an expert has a gate beside its up projection
+    latent: str | None = None  # width of what the experts take in and give out, where it is not the hidden size
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model class. A ``str`` where a bool may stand names the config key."""
+
+    kv_heads: str = "num_key_value_heads"  # or "multi_query" (a flag: one or all), or "all": as many as heads
+    layer_norms: int = 2
+    norm_bias: bool = False
+    norm_weight: bool = True
+    gated: bool = True
+    qkv_bias: bool | str = False
+    o_bias: bool | str = False
+    mlp_bias: bool | str = False
+    lm_head_bias: bool | str = False
+    qk_norm: str | None = None  # "head": one weight for each element of a head; "all": for each of all heads
+    qk_norm_flag: str | None = None  # the config key that switches qk_norm on
+    sinks: bool | str = False  # one learned sink a head; of one kind of layers alone where it names that
+    tied: bool = False
+    rotary: float | None = 1.0  # default share of a head that is rotated; None: no rotary embedding
+    rotary_local: bool = False  # a second rotary cache for the sliding layers
+    rotary_float32: bool = False
+    position_offset: int | None = None  # learned positions: this many rows more than positions
+    pattern: int | None = None  # every so many layers one is full, the others slide
+    window_extra: int = 0  # tokens that vLLM adds to the window
+    scheme: str = "window"  # what tells the kinds of the layers: a function of layout.py
+    flag_kinds: tuple[str, str] = ("state", "full")  # what 0 and 1 in the list of layer flags mean
+    alone: bool = False  # a layer is attention, a state, an MLP or experts, and not two of them
+    mixer: str | None = None  # the layers with a state: a function of mixers.py
+    state_dtype: str | None = None  # key of the config that tells a state's number type
+    state_dtype_default: str | None = None  # None: the model's
+    gate: str | None = None  # of attention's output: "element" (the query doubled) or "head" (one weight a head)
+    value_dim: str | None = None  # key of the values' width, where it is not the keys'
+    full_keys: tuple[tuple[str, str], ...] = ()  # what the full layers alone have: our name -> the config's key
+    sliding_keys: tuple[tuple[str, str], ...] = ()  # and the sliding layers
+    extras: str | None = None  # parts that no other family has: a function of extras.py
+    mla: bool = False
+    experts: Experts | None = None
+    keys: tuple[tuple[str, str], ...] = ()  # our name -> the family's own config key
+    must_be: tuple[tuple[str, Any], ...] = ()  # config keys that have one supported value
+    bias_defaults: tuple[tuple[str, bool], ...] = field(default=())  # what a bias key means where it is missing

@@ -1,0 +1,232 @@
+"""What each layer of a decoder does: attention of one kind or another, a state, an MLP, experts.
+
+Source: the model classes of vllm/model_executor/models, 0.32, each named where it decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from harness.architecture.family import Experts, Family
+from harness.architecture.kv_layers import CHUNKED, FULL, SLIDING, STATE
+from harness.architecture.reader import Reader, show
+from harness.errors import UsageError
+
+BOTH, MLP, EXPERTS = "full and state", "mlp", "experts"  # beside the kinds of a cache
+_TYPES = {
+    "full_attention": FULL, "attention": FULL, "sliding_attention": SLIDING, "chunked_attention": CHUNKED,
+    "linear_attention": STATE, "mamba": STATE, "conv": STATE,
+}  # fmt: skip
+# A family whose sliding_window counts only where use_sliding_window says so.
+_NEEDS_FLAG = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM")
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Layers whose attention is alike. Counts, elements, tokens.
+
+    ``own_kv``: False where the keys and values are another layer's; ``values``: False where a key serves as value.
+    """
+
+    layers: tuple[int, ...]
+    kind: str
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+    window: int | None = None
+    own_kv: bool = True
+    values: bool = True
+
+    @property
+    def query_and_kv(self) -> tuple[tuple[int, int], ...]:
+        """(heads, elements of one) of q, k and v, as far as these layers make them."""
+        q, k, v = (self.heads, self.head_dim), (self.kv_heads, self.head_dim), (self.kv_heads, self.value_dim)
+        return (q, k, v) if self.own_kv else (q,)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which layers have what."""
+
+    attention: tuple[Attention, ...]
+    states: tuple[int, ...]
+    dense: tuple[int, ...]
+    experts: tuple[int, ...]
+
+
+def layout(name: str, family: Family, read: Reader, layers: int, attention: Attention) -> Layout:
+    """The layers of a decoder; ``attention``: the family's usual one, of no layers yet."""
+    kinds = _SCHEMES[family.scheme](name, family, read, layers)
+    experts = _expert_layers(family, read, layers)
+    dense = [i for i in range(layers) if i not in set(experts)]
+    if family.alone:
+        experts = [i for i, kind in enumerate(kinds) if kind == EXPERTS]
+        dense = [i for i, kind in enumerate(kinds) if kind == MLP]
+    window = _window(name, family, read)
+    if SLIDING in kinds and window is None:
+        if read.flag("use_sliding_window", True):
+            raise UsageError("config: sliding_window: missing, but layer_types has sliding_attention")
+        kinds = [FULL if k == SLIDING else k for k in kinds]
+    return Layout(
+        tuple(_groups(family, read, kinds, window, attention)),
+        tuple(i for i, kind in enumerate(kinds) if kind in (STATE, BOTH)),
+        tuple(dense), tuple(experts),
+    )  # fmt: skip
+
+
+# -- the kind of each layer ------------------------------------------------------------------------
+
+
+def _by_window(name: str, family: Family, read: Reader, layers: int) -> list[str]:
+    """``layer_types`` where there is one, else the family's own pattern, else all alike."""
+    given = read.config.get("layer_types")
+    if given is not None:
+        return _given(given, layers, (FULL, SLIDING))
+    if _window(name, family, read) is None:
+        return [FULL] * layers
+    if family.pattern is None:
+        if 0 < read.count("max_window_layers", default=layers + 1) < layers:
+            raise UsageError("config: max_window_layers: vLLM refuses a window on some layers but not on all of them")
+        return [SLIDING] * layers
+    return _every(read, "sliding_window_pattern", family.pattern, layers, SLIDING)
+
+
+def _by_types(_: str, family: Family, read: Reader, layers: int) -> list[str]:
+    """``layer_types``, states among them; without it every so-many-th layer is full."""
+    given = read.config.get(read.key("layer_types"))
+    if given is not None:
+        return _given(given, layers, (FULL, STATE))
+    return _every(read, "full_attention_interval", family.pattern or 1, layers, STATE)
+
+
+def _by_pattern(_: str, __: Family, read: Reader, layers: int) -> list[str]:
+    """One letter a layer: M a state, * attention, - an MLP, E experts (nemotron_h.py)."""
+    letters = read.config.get("hybrid_override_pattern")
+    kinds = {"M": STATE, "*": FULL, "-": MLP, "E": EXPERTS}
+    if not isinstance(letters, str) or len(letters) != layers or set(letters) - set(kinds):
+        raise UsageError(
+            f"config: hybrid_override_pattern: expected {layers} letters of M, *, - and E, got {show(letters)}"
+        )
+    return [kinds[letter] for letter in letters]
+
+
+def _by_offset(_: str, __: Family, read: Reader, layers: int) -> list[str]:
+    """Attention at one place of a period (jamba.py)."""
+    period, offset = read.count("attn_layer_period", default=8), read.number("attn_layer_offset", 4)
+    return [FULL if i % period == offset else STATE for i in range(layers)]
+
+
+def _by_indices(_: str, __: Family, read: Reader, layers: int) -> list[str]:
+    """The numbers of the layers with attention (bamba.py)."""
+    full = layer_list(read, "attn_layer_indices")
+    return [FULL if i in full else STATE for i in range(layers)]
+
+
+def _by_flags(_: str, family: Family, read: Reader, layers: int) -> list[str]:
+    """A list of 0 and 1, one a layer: what 0 and 1 mean is the family's (minimax_text_01.py, mimo_v2_flash.py)."""
+    zero, one = family.flag_kinds
+    return [one if flag else zero for flag in flag_list(read, read.key("layer_flags"), layers)]
+
+
+def _by_chunks(_: str, __: Family, read: Reader, layers: int) -> list[str]:
+    """Chunks where positions are rotated, all tokens where they are not (llama4.py)."""
+    given = read.config.get("no_rope_layers")
+    rotated = flag_list(read, "no_rope_layers", layers) if given else [int((i + 1) % 4 != 0) for i in range(layers)]
+    chunk = read.count("attention_chunk_size", default=0)
+    return [CHUNKED if chunk and flag else FULL for flag in rotated]
+
+
+def _all_both(_: str, __: Family, ___: Reader, layers: int) -> list[str]:
+    return [BOTH] * layers
+
+
+_SCHEMES: dict[str, Callable[[str, Family, Reader, int], list[str]]] = {
+    "window": _by_window, "types": _by_types, "pattern": _by_pattern, "offset": _by_offset, "indices": _by_indices,
+    "flags": _by_flags, "chunks": _by_chunks, "both": _all_both,
+}  # fmt: skip
+
+
+def _every(read: Reader, key: str, default: int, layers: int, other: str) -> list[str]:
+    every = read.count(key, default=default)
+    return [FULL if (i + 1) % every == 0 else other for i in range(layers)]
+
+
+def _given(kinds: object, layers: int, known: tuple[str, ...]) -> list[str]:
+    if not isinstance(kinds, list) or len(kinds) != layers:
+        raise UsageError(f"config: layer_types: expected a list of {layers} names, one a layer")
+    words = [word for word, kind in _TYPES.items() if kind in known]
+    for kind in kinds:
+        if not isinstance(kind, str) or kind not in words:
+            raise UsageError(f"config: layer_types: {show(kind)} is not supported yet (known: {', '.join(words)})")
+    return [_TYPES[k] for k in kinds]
+
+
+def _window(name: str, family: Family, read: Reader) -> int | None:
+    window = read.count("sliding_window", default=0)
+    used = read.flag("use_sliding_window", name not in _NEEDS_FLAG)
+    return window + family.window_extra if window and used else None
+
+
+# -- layers whose attention is alike ---------------------------------------------------------------
+
+
+def _groups(
+    family: Family, read: Reader, kinds: list[str], window: int | None, usual: Attention
+) -> list[Attention]:
+    found: dict[Attention, list[int]] = {}
+    for i, kind in enumerate(kinds):
+        if kind in (STATE, MLP, EXPERTS):
+            continue
+        kind = FULL if kind == BOTH else kind
+        keys = dict(family.sliding_keys if kind == SLIDING else family.full_keys)
+        heads, kv_heads, head_dim, value_dim = (
+            read.count(keys[name], default=default) if name in keys else default
+            for name, default in (
+                ("heads", usual.heads), ("kv_heads", usual.kv_heads), ("head_dim", usual.head_dim),
+                ("value_dim", usual.value_dim),
+            )
+        )  # fmt: skip
+        windows = {SLIDING: window, CHUNKED: read.count("attention_chunk_size", default=0)}
+        own = Attention((), kind, heads, kv_heads, head_dim, value_dim, windows.get(kind))
+        found.setdefault(own, []).append(i)
+    return [replace(own, layers=tuple(numbers)) for own, numbers in found.items()]
+
+
+# -- experts ---------------------------------------------------------------------------------------
+
+
+def _expert_layers(family: Family, read: Reader, layers: int) -> list[int]:
+    keys = family.experts
+    if keys is None or (keys.optional and read.number(keys.count, 0) == 0):
+        return []
+    if keys.flags and isinstance(read.config.get(keys.flags), list):
+        return [i for i, flag in enumerate(flag_list(read, keys.flags, layers)) if flag]
+    first = read.count(keys.first_dense, default=0) if keys.first_dense else 0
+    every = read.count(keys.every, default=1) if keys.every else 1
+    dense = layer_list(read, keys.dense_layers) if keys.dense_layers else []
+    return [i for i in range(first, layers) if i % every == _offset(keys, read, every) and i not in dense]
+
+
+def _offset(keys: Experts, read: Reader, every: int) -> int:
+    """DeepSeek counts every-th layers from 0, Qwen from 1; Jamba's config says from where."""
+    if keys.offset:
+        return read.number(keys.offset, 1) % every
+    return 0 if keys.first_dense else every - 1
+
+
+def layer_list(read: Reader, key: str) -> list[int]:
+    """A list of layer numbers; empty where it is missing."""
+    value = read.config.get(key) or []
+    if not isinstance(value, list) or not all(isinstance(i, int) for i in value):
+        raise UsageError(f"config: {key}: expected a list of layer numbers, got {show(value)}")
+    return value
+
+
+def flag_list(read: Reader, key: str, layers: int) -> list[int]:
+    """A list of 0 and 1, one a layer."""
+    value = read.config.get(key)
+    if not isinstance(value, list) or len(value) < layers or not all(i in (0, 1) for i in value):
+        raise UsageError(f"config: {key}: expected a list of {layers} numbers, each 0 or 1, got {show(value)}")
+    return value[:layers]

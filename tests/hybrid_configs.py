@@ -1,0 +1,88 @@
+"""A small config of each class whose layers are not all alike, for both referees: transformers and vLLM."""
+
+from __future__ import annotations
+
+from typing import Any
+
+SMALL = {
+    "vocab_size": 1024, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "pad_token_id": 0,
+    "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+}  # fmt: skip
+DELTA_NET = {
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 24,
+    "linear_conv_kernel_dim": 4, "head_dim": 32,
+    "layer_types": ["linear_attention", "linear_attention", "linear_attention", "full_attention"],
+}  # fmt: skip
+EXPERTS = {
+    "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 48
+}  # fmt: skip
+MAMBA2 = {
+    "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 2, "mamba_d_conv": 4,
+    "mamba_expand": 2,
+}  # fmt: skip
+NEMOTRON_H = {
+    "hybrid_override_pattern": "MM*-", "mamba_num_heads": 8, "mamba_head_dim": 16, "ssm_state_size": 16,
+    "n_groups": 2, "conv_kernel": 4, "head_dim": 32,
+}  # fmt: skip
+ROUTED = {
+    "n_routed_experts": 8, "moe_intermediate_size": 32, "num_experts_per_tok": 2, "n_shared_experts": 1,
+    "n_group": 1, "topk_group": 1,
+}  # fmt: skip
+
+
+def _config(name: str, kind: str, **own: Any) -> dict[str, Any]:
+    return {**SMALL, "architectures": [name], "model_type": kind, **own}
+
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "qwen3-next": _config("Qwen3NextForCausalLM", "qwen3_next", **DELTA_NET, **EXPERTS),
+    "qwen3.5": _config("Qwen3_5ForCausalLM", "qwen3_5_text", **DELTA_NET, mamba_ssm_dtype="float32"),
+    "qwen3.5-moe": _config("Qwen3_5MoeForCausalLM", "qwen3_5_moe_text", **DELTA_NET, **EXPERTS),
+    "nemotron-h": _config("NemotronHForCausalLM", "nemotron_h", **NEMOTRON_H),
+    "nemotron-3": _config(
+        "NemotronHForCausalLM", "nemotron_h",
+        **{**NEMOTRON_H, **ROUTED, "hybrid_override_pattern": "MEM*", "moe_shared_expert_intermediate_size": 48,
+           "moe_latent_size": 24, "mamba_ssm_cache_dtype": "float16"},
+    ),
+    "granite-4": _config(
+        "GraniteMoeHybridForCausalLM", "granitemoehybrid", **MAMBA2, num_local_experts=4, num_experts_per_tok=2,
+        shared_intermediate_size=48, layer_types=["mamba", "attention", "mamba", "mamba"],
+    ),
+    "granite-4-dense": _config(
+        "GraniteMoeHybridForCausalLM", "granitemoehybrid", **MAMBA2, num_local_experts=0, num_experts_per_tok=0,
+        shared_intermediate_size=48, layer_types=["mamba", "attention", "mamba", "mamba"],
+    ),
+    "falcon-h1": _config(
+        "FalconH1ForCausalLM", "falcon_h1", **MAMBA2, mamba_d_ssm=128, mamba_rms_norm=False, head_dim=16
+    ),
+    "jamba": _config(
+        "JambaForCausalLM", "jamba", mamba_d_state=16, mamba_d_conv=4, mamba_expand=2, mamba_dt_rank=8,
+        attn_layer_period=4, attn_layer_offset=1, expert_layer_period=2, expert_layer_offset=1, num_experts=4,
+        num_experts_per_tok=2,
+    ),
+    "lfm2": _config(
+        "Lfm2ForCausalLM", "lfm2", layer_types=["conv", "full_attention", "conv", "conv"],
+        block_auto_adjust_ff_dim=False, block_dim=64, conv_dim=64, conv_bias=False, block_ff_dim=160,
+        block_ffn_dim_multiplier=1.0, block_multiple_of=1, norm_eps=1e-5, theta=1e4, tie_word_embeddings=True,
+    ),
+    "bamba": _config("BambaForCausalLM", "bamba", **MAMBA2, attn_layer_indices=[1]),
+    "minimax-m1": _config(
+        "MiniMaxForCausalLM", "minimax", num_local_experts=4, num_experts_per_tok=2, head_dim=32,
+        layer_types=["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+    ),
+    "llama-4": _config(
+        "Llama4ForCausalLM", "llama4_text", num_local_experts=4, num_experts_per_tok=1, intermediate_size_mlp=96,
+        interleave_moe_layer_step=2, attention_chunk_size=64, head_dim=16,
+    ),
+    "mimo-v2": _config(
+        "MiMoV2FlashForCausalLM", "mimo_v2_flash", **ROUTED, hybrid_layer_pattern=[0, 1, 1, 0],
+        layer_types=["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+        moe_layer_freq=[0, 1, 1, 1], mlp_layer_types=["dense", "sparse", "sparse", "sparse"],
+        swa_num_attention_heads=4, swa_num_key_value_heads=4, head_dim=24, v_head_dim=16, swa_head_dim=24,
+        swa_v_head_dim=16, sliding_window=64, sliding_window_size=64, layernorm_epsilon=1e-5, scoring_func="sigmoid",
+        topk_method="noaux_tc", norm_topk_prob=True, rope_theta=1e4, swa_rope_theta=1e4, attention_bias=False,
+    ),
+}  # fmt: skip
+# Of these vLLM 0.32 has no class of its own any more.
+NOT_IN_VLLM = ("bamba", "minimax-m1")
