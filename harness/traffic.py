@@ -15,7 +15,8 @@ class Request:
     """One request: ``prompt_tokens`` go in, exactly ``output_tokens`` come out. ``index`` counts from 0.
 
     ``turn`` counts within a ``conversation``, from 0: a later turn's prompt is all of the turn before, its answer and
-    something new. ``time_s`` from the first request, None where an answer tells when it is sent.
+    something new. ``time_s`` from the first request, None where an answer tells when it is sent. ``priority``: the
+    least goes first. ``adapter``: the LoRA adapter that it asks for, from 1; 0 is none.
     """
 
     index: int
@@ -25,6 +26,8 @@ class Request:
     turn: int = 0
     time_s: float | None = None
     pieces: tuple[tuple[int, int], ...] = ()  # (id, tokens) of its first tokens: prompts share those with equal ids
+    priority: int = 0
+    adapter: int = 0
 
 
 def stream(load: Load) -> Iterator[Request]:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import tempfile
 import time
 from collections import deque
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.ledger import LoadFigures
 from harness.scenario import Load
 from harness.simulate import Limits
+from harness.simulate.limits import Speculation
 from harness.simulate.step_time import TIMELESS, StepTime
+from harness.simulate.tables import CHUNKED, FULL, SLIDING, Table
 from harness.traffic import arrivals_s, prompt_ids, requests
 
 VOCABULARY = 32_000
@@ -46,25 +49,66 @@ def _engine_config(max_num_seqs: int, max_num_batched_tokens: int, max_model_len
         ).create_engine_config()  # fmt: skip
 
 
+class Detail(NamedTuple):
+    """What a step has beside the counts: its tokens, who runs after it (in order), whom it preempted."""
+
+    tokens: int
+    running: list[int]
+    preempted: set[int]
+
+
+def _spec(table: Table) -> Any:
+    """vLLM's own spec of a block table of one layer."""
+    import torch
+    from vllm.v1 import kv_cache_interface as kinds
+
+    if table.kind not in (FULL, SLIDING, CHUNKED):
+        return kinds.MambaSpec(table.block_size, shapes=((2, 512),), dtypes=(torch.float32,))
+    keys = {"block_size": table.block_size, "num_kv_heads": 1, "head_size": 64, "dtype": torch.bfloat16}
+    if table.kind == FULL:
+        return kinds.FullAttentionSpec(**keys)
+    if table.kind == SLIDING:
+        return kinds.SlidingWindowSpec(**keys, sliding_window=table.window)
+    return kinds.ChunkedLocalAttentionSpec(**keys, attention_chunk_size=table.window)
+
+
+def _speculative(speculation: Speculation) -> Any:
+    """vLLM's own SpeculativeConfig, without the draft model that its constructor would look for."""
+    from vllm.config.speculative import SpeculativeConfig
+
+    if not speculation.tokens:
+        return None
+    config = object.__new__(SpeculativeConfig)
+    method = "eagle3" if speculation.drops_block else "draft_model" if speculation.rows else "ngram"
+    for key, value in {
+        "method": method, "num_speculative_tokens": speculation.tokens, "parallel_drafting": False,
+        "num_speculative_tokens_per_batch_size": None, "disable_eagle_block_drop": False, "draft_model_config": None,
+    }.items():  # fmt: skip
+        object.__setattr__(config, key, value)
+    return config
+
+
 def run(
     load: Load, limits: Limits, *, per_step: list[tuple[int, int, int, int]] | None = None,
     loop_seconds: list[float] | None = None, step_time: StepTime = TIMELESS,
-    latencies: dict[str, list[int]] | None = None,
+    latencies: dict[str, list[int]] | None = None, details: list[Detail] | None = None, work: list[Any] | None = None,
 ) -> LoadFigures:  # fmt: skip
     """The figures that vLLM's Scheduler gives for ``load`` (all arrivals as in harness.simulate).
 
-    ``per_step`` receives (blocks used, running, waiting, preemptions so far) after each schedule,
+    ``per_step`` receives (blocks used, running, waiting, preemptions so far) after each schedule, ``details`` the rest,
     ``latencies`` the picoseconds of each ttft, itl, tpot, queue and e2e, ``loop_seconds`` the time spent in vLLM's
-    schedule and update_from_output. ``step_time`` tells when arrivals are due.
+    schedule and update_from_output. ``step_time`` tells when arrivals are due. ``work``: the requests, where they
+    aren't those of ``load``.
     """
-    import torch
+    from vllm.config.lora import LoRAConfig
+    from vllm.lora.request import LoRARequest
     from vllm.sampling_params import SamplingParams
     from vllm.utils.hashing import sha256
     from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
     from vllm.v1.core.sched.scheduler import Scheduler
-    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
-    from vllm.v1.outputs import ModelRunnerOutput
+    from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheGroupSpec
+    from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
     from vllm.v1.request import Request
     from vllm.v1.structured_output import StructuredOutputManager
 
@@ -76,19 +120,32 @@ def run(
     for name in OPTIONS:
         setattr(config.scheduler_config, name, getattr(limits, name))
     config.scheduler_config.verify_max_model_len(limits.max_model_len)
-    spec = FullAttentionSpec(limits.block_size, num_kv_heads=1, head_size=64, dtype=torch.bfloat16)
+    config.scheduler_config.policy = limits.scheduling_policy
+    config.scheduler_config.async_scheduling = limits.async_scheduling
+    speculation = limits.speculation
+    config.speculative_config = _speculative(speculation)
+    config.lora_config = LoRAConfig(max_loras=limits.max_loras) if limits.max_loras else None
+    sizes = [t.block_size for t in limits.block_tables]
+    # As resolve_kv_cache_block_sizes (vllm/v1/core/kv_cache_utils.py).
+    block_size = math.lcm(*sizes) if len(sizes) > 1 else sizes[0]
+    hash_size = math.gcd(*sizes) if limits.enable_prefix_caching else block_size
     scheduler = (AsyncScheduler if limits.async_scheduling else Scheduler)(
         vllm_config=config,
-        kv_cache_config=KVCacheConfig(limits.num_blocks, [], [KVCacheGroupSpec(["l"], spec)]),
+        kv_cache_config=KVCacheConfig(
+            limits.num_blocks, [],
+            [KVCacheGroupSpec([f"l{i}"], _spec(t)) for i, t in enumerate(limits.block_tables)],
+            prefix_cache_retention_interval=config.cache_config.prefix_cache_retention_interval,
+        ),
         structured_output_manager=StructuredOutputManager(config),
-        block_size=limits.block_size,
+        block_size=block_size,
+        hash_block_size=hash_size,
         log_stats=True,
     )
     init_none_hash(sha256)
-    hasher = get_request_block_hasher(limits.block_size, sha256) if limits.enable_prefix_caching else None
+    hasher = get_request_block_hasher(hash_size, sha256) if limits.enable_prefix_caching else None
 
     conversations: dict[int, deque[Any]] = {}
-    for r in requests(load):
+    for r in work or requests(load):
         conversations.setdefault(r.conversation, deque()).append(r)
     prompts: dict[int, list[int]] = {}  # of the turns that were sent
 
@@ -98,7 +155,8 @@ def run(
         scheduler.add_request(
             Request(
                 f"r{r.index}", prompts[r.index], SamplingParams(max_tokens=r.output_tokens, ignore_eos=True), None,
-                block_hasher=hasher,
+                block_hasher=hasher, priority=r.priority, arrival_time=float(len(prompts)),
+                lora_request=LoRARequest(f"a{r.adapter}", r.adapter, "/") if r.adapter else None,
             )
         )  # fmt: skip
 
@@ -113,15 +171,17 @@ def run(
     spent, under_way = 0.0, deque()
     now_ps = began_ps = 0
     decoding: set[str] = set()
-    log: dict[str, list[int]] = {}  # of each request: when it came, first ran, and had each of its tokens
+    log: dict[str, list[int]] = {}  # of each request: when it came, first ran, and had tokens
+    guesses: dict[str, int] = {}  # steps of each request in which it had drafts
     steps = preemptions = tokens = peak_running = peak_waiting = peak_blocks = 0
     while due or scheduler.has_unfinished_requests():
         if not scheduler.has_unfinished_requests():
             now_ps = began_ps = max(now_ps, due[0][0])
         while due and due[0][0] <= (began_ps if limits.async_scheduling else now_ps):
-            came = due.pop(0)
-            add(came[-1])
-            log[f"r{came[-1].index}"] = [came[0]]
+            came_ps, _, _, rest = due.pop(0)
+            r = rest if rest else queued.popleft().popleft()
+            add(r)
+            log[f"r{r.index}"] = [came_ps]
         begun = time.perf_counter()
         plan = scheduler.schedule()
         spent += time.perf_counter() - begun
@@ -134,26 +194,44 @@ def run(
         peak_blocks = max(peak_blocks, used)
         if per_step is not None:
             per_step.append((used, running, waiting, preemptions))
+        if details is not None:
+            gone = {int(i[1:]) for i in plan.preempted_req_ids or ()}
+            details.append(
+                Detail(plan.total_num_scheduled_tokens, [int(r.request_id[1:]) for r in scheduler.running], gone)
+            )
         ids = list(plan.num_scheduled_tokens)
-        # A token of its own for each request, so that no two requests ever share a block.
-        sampled = [[] if scheduler.requests[i].is_prefill_chunk else [10 + int(i[1:])] for i in ids]
+        samples = {i: not scheduler.requests[i].is_prefill_chunk for i in ids}
         began_ps, now_ps = now_ps, now_ps + _step_ps(plan, scheduler.requests, decoding, step_time)
-        for i, token in zip(ids, sampled, strict=True):
-            log[i] += [began_ps] * (len(log[i]) == 1) + [now_ps] * len(token)
-        output = ModelRunnerOutput(ids, {x: n for n, x in enumerate(ids)}, sampled_token_ids=sampled)
-        under_way.append((plan, output))
+        for i in ids:
+            log[i] += [began_ps] * (len(log[i]) == 1) + [now_ps] * samples[i]
+        under_way.append((plan, samples))
         if len(under_way) <= limits.async_scheduling:  # as EngineCore.step_with_batch_queue: one step ahead
             continue
-        plan, output = under_way.popleft()
-        served = [scheduler.requests[i] for i in plan.num_scheduled_tokens]
+        plan, samples = under_way.popleft()
+        ids = list(samples)
+        served = [scheduler.requests[i] for i in ids if i in scheduler.requests]
+        # Rows beside a request that has just been admitted are there for their shape: they hold no drafts.
+        padded = {r.req_id for r in plan.scheduled_new_reqs} | set(plan.scheduled_cached_reqs.resumed_req_ids)
+        sampled = []
+        for i in ids:
+            drafts, right = len(plan.scheduled_spec_decode_tokens.get(i, [])), 0
+            if drafts and samples[i] and i in scheduler.requests and i not in padded:
+                right = min(speculation.right(guesses.get(i, 0)), drafts)
+                guesses[i] = guesses.get(i, 0) + 1
+            # A token of its own for each request, so that no two requests ever share a block.
+            sampled.append([10 + int(i[1:])] * (1 + right) if samples[i] else [])
+        output = ModelRunnerOutput(ids, {x: n for n, x in enumerate(ids)}, sampled_token_ids=sampled)
         begun = time.perf_counter()
         scheduler.update_from_output(plan, output)
         spent += time.perf_counter() - begun
+        if speculation.tokens and not limits.async_scheduling:  # as EngineCore.post_step
+            scheduler.update_draft_token_ids(DraftTokenIds(ids, [[7] * speculation.tokens for _ in ids]))
         for ended in (known[int(request.request_id[1:])] for request in served if request.is_finished()):
-            rest = conversations[ended.conversation] or (queued.popleft() if queued else None)
-            if rest:
+            rest = conversations[ended.conversation]
+            if rest or len(queued) > sum(d[-1] is None for d in due):
                 came_ps = (began_ps if limits.async_scheduling else now_ps) + round(load.think_s * 10**12)
-                due.append((came_ps, ended.index, 0, rest.popleft()))
+                # A new conversation is the next one when it begins.
+                due.append((came_ps, ended.index, 0, rest.popleft() if rest else None))
         due.sort(key=lambda d: d[:3])
     if loop_seconds is not None:
         loop_seconds.append(spent)

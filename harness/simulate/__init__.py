@@ -8,8 +8,9 @@ full-attention group, synchronous and asynchronous scheduling.
 What is not modelled is refused where the scenario is read.
 """
 
+from harness.simulate.limits import Limits, Speculation
 from harness.simulate.pool import BlockPool
-from harness.simulate.scheduler import Limits, Simulation, holds, simulate
+from harness.simulate.scheduler import Simulation, holds, simulate
 from harness.simulate.timeline import Point
 
-__all__ = ["BlockPool", "Limits", "Point", "Simulation", "holds", "simulate"]
+__all__ = ["BlockPool", "Limits", "Point", "Simulation", "Speculation", "holds", "simulate"]

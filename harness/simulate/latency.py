@@ -6,10 +6,11 @@ A quantile is told to within 1 % (Masson et al., "DDSketch", PVLDB 12(12), 2019,
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from harness.ledger import LATENCIES, QUANTILES
+from harness.traffic import Request
 
 PS = 10**12  # picoseconds in a second
 _GAMMA = 1.02  # the width of a bin; its middle is within 1 % of all in it
@@ -65,13 +66,16 @@ class Distribution:
         raise AssertionError("the bins hold all values")
 
 
-class Come(Protocol):
-    """What is known of a request that has come: its tokens of output, and when it came and had its first and last."""
+class Come:
+    """A request that has come: when, what its user sends after it, when it had its first token and (of one that does
+    not decode in lockstep) its last."""
 
-    output: int
-    came_ps: int
-    first_ps: int | None
-    last_ps: int
+    __slots__ = ("came_ps", "first_ps", "index", "last_ps", "later", "output")
+
+    def __init__(self, request: Request, came_ps: int, later: deque[Request]) -> None:
+        self.index, self.output, self.came_ps, self.later = request.index, request.output_tokens, came_ps, later
+        self.first_ps: int | None = None
+        self.last_ps = 0
 
 
 @dataclass

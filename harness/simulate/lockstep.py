@@ -11,12 +11,13 @@ import heapq
 from collections import deque
 from collections.abc import Iterator
 
+from harness.simulate.latency import Come
 from harness.traffic import Request
 
 NOT_DECODING = -1
 
 
-class Sequence:
+class Sequence(Come):
     """A request under way, in tokens: its ``end``, what there is (``tokens``), what has KV (``computed``),
     and the input that was ``prefilled`` before it began to decode.
 
@@ -24,18 +25,11 @@ class Sequence:
     the other figures up to date.
     """
 
-    __slots__ = (
-        "blocks", "came_ps", "computed", "content", "end", "finish", "first_ps", "index", "last_ps", "later", "output",
-        "prefilled", "ran", "tokens",
-    )  # fmt: skip
+    __slots__ = ("blocks", "computed", "content", "end", "finish", "prefilled", "ran", "tokens")
 
     def __init__(self, request: Request, came_ps: int, later: deque[Request]) -> None:
-        self.index = request.index
+        super().__init__(request, came_ps, later)
         self.content = request.conversation  # whose blocks it finds in the cache
-        self.came_ps, self.later = came_ps, later  # when it came; the turns of its conversation that are still to come
-        self.first_ps: int | None = None  # when it had its first token
-        self.last_ps = 0  # when it had its last one, of one that does not decode
-        self.output = request.output_tokens
         self.tokens = request.prompt_tokens
         self.end = request.prompt_tokens + request.output_tokens
         self.ran = False

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 
 from harness.errors import UsageError
 from harness.scenario import Load
+from harness.simulate.limits import Limits
 from harness.simulate.lockstep import Sequence
-from harness.simulate.scheduler import Limits, Run, check
+from harness.simulate.scheduler import Run, check
 
 BLOCK_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 

@@ -14,31 +14,14 @@ from harness.errors import UsageError
 from harness.ledger import LoadFigures
 from harness.scenario import Load, longest_request
 from harness.simulate.arrivals import Waiting
-from harness.simulate.latency import Journal
+from harness.simulate.driver import UNBOUNDED, Driver
+from harness.simulate.limits import Limits
 from harness.simulate.lockstep import NOT_DECODING, Lockstep, Sequence
 from harness.simulate.pool import BlockPool
 from harness.simulate.step_time import TIMELESS, StepTime
-from harness.simulate.timeline import Point, Timeline
+from harness.simulate.stepwise import Stepwise
+from harness.simulate.timeline import Point
 from harness.traffic import stream
-
-UNBOUNDED = 2**60
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What bounds the scheduler, by vLLM's names. ``num_blocks`` counts the null block, as vLLM does."""
-
-    num_blocks: int
-    block_size: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    max_model_len: int
-    enable_prefix_caching: bool = True
-    enable_chunked_prefill: bool = True
-    long_prefill_token_threshold: int = 0  # 0: none
-    scheduler_reserve_full_isl: bool = True
-    watermark: float = 0.0
-    async_scheduling: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,11 +49,12 @@ def simulate(load: Load, limits: Limits, step_time: StepTime = TIMELESS) -> Simu
     be served by the pool.
     """
     check(load, limits)
-    run = Run(load, limits, limits.num_blocks, step_time)
+    kind = Stepwise if by_blocks(load, limits) else Run
+    run = kind(load, limits, limits.num_blocks, step_time)
     run.finish()
     needed = run.peak_blocks
     if run.preemptions or run.waited_for_kv:
-        ample = Run(load, limits, UNBOUNDED, step_time)
+        ample = kind(load, limits, UNBOUNDED, step_time)
         ample.finish()
         needed = ample.peak_blocks
     figures = LoadFigures(
@@ -83,8 +67,7 @@ def simulate(load: Load, limits: Limits, step_time: StepTime = TIMELESS) -> Simu
         tokens_scheduled=run.tokens_scheduled,
         **({} if step_time is TIMELESS else run.journal.figures(run.now_ps)),
     )
-    recomputed = run.tokens_scheduled + run.tokens_found - run.waiting.tokens_asked
-    return Simulation(figures, run.waited_for_kv, recomputed, run.timeline.points())
+    return Simulation(figures, run.waited_for_kv, run.tokens_recomputed, run.timeline.points())
 
 
 def holds(load: Load, limits: Limits, step_time: StepTime = TIMELESS) -> bool:
@@ -93,7 +76,7 @@ def holds(load: Load, limits: Limits, step_time: StepTime = TIMELESS) -> bool:
     Raises UsageError as :func:`simulate` does.
     """
     check(load, limits)
-    run = Run(load, limits, limits.num_blocks, step_time)
+    run = (Stepwise if by_blocks(load, limits) else Run)(load, limits, limits.num_blocks, step_time)
     while run.unfinished:
         run.advance()
         if run.preemptions or run.waited_for_kv:
@@ -101,11 +84,16 @@ def holds(load: Load, limits: Limits, step_time: StepTime = TIMELESS) -> bool:
     return True
 
 
+def by_blocks(load: Load, limits: Limits) -> bool:
+    """Whether counts do not tell what ``load`` does: it takes the scheduler that knows every block."""
+    if limits.long_prefill_token_threshold and (limits.async_scheduling or load.shared_prefix_tokens):
+        return True
+    return bool(limits.scheduling_policy != "fcfs" or limits.speculation.tokens or limits.tables)
+
+
 def check(load: Load, limits: Limits) -> None:
-    if load.shared_prefix_tokens and limits.long_prefill_token_threshold:
-        raise UsageError("load.shared_prefix_tokens beside engine.long_prefill_token_threshold is not simulated yet")
-    if limits.async_scheduling and limits.long_prefill_token_threshold:
-        raise UsageError("engine.async_scheduling beside engine.long_prefill_token_threshold is not simulated yet")
+    """Raises UsageError where a request of ``load`` could never be served by the pool."""
+
     def blocks(tokens: int) -> int:
         return _ceil(tokens - 1, limits.block_size)  # the last token is never computed
 
@@ -119,40 +107,28 @@ def check(load: Load, limits: Limits) -> None:
         )
 
 
-class Run:
+class Run(Driver[Sequence]):
+    """A load on a counted pool."""
+
     def __init__(self, load: Load, limits: Limits, num_blocks: int, step_time: StepTime = TIMELESS) -> None:
-        self.limits, self.step_time = limits, step_time
-        self.watermark_blocks = int(limits.watermark * num_blocks)
+        waiting = Waiting(load, Sequence)
+        super().__init__(limits, waiting, num_blocks, step_time)
         self.pool = BlockPool(
             num_blocks, caching=limits.enable_prefix_caching,
             shared_blocks=load.shared_prefix_tokens // limits.block_size,
         )  # fmt: skip
-        self.waiting = Waiting(load)
         self.running: dict[int, Sequence] = {}  # in the order of admission, as vLLM's list
         self.prefilling: dict[int, Sequence] = {}  # those of them whose input is not computed yet
         self.decoding = Lockstep(limits.block_size)  # the others, but for
         self.ending: dict[int, Sequence] = {}  # those whose last token is on its way (asynchronous scheduling only)
-        self.steps = self.tokens_scheduled = self.preemptions = 0
-        self.tokens_found = 0  # tokens of those that ran for the first time that others had computed
-        self.peak_blocks = self.peak_running = self.peak_waiting = 0
-        self.waited_for_kv = False
-        self.timeline = Timeline()
-        self.now_ps = self.began_ps = 0  # when the next step begins, when the last one began
-        self._longest_chunk = UNBOUNDED
-        self.journal = Journal()
         self._late: dict[int, int] = {}  # decoding requests that sat out -> when they had their last token
         self._pairs = 0  # (query, key) pairs of this step's prefills
         self._sits_out: list[Sequence] = []  # decoding requests that the budget of this step leaves out
 
     @property
-    def unfinished(self) -> bool:
-        """Whether a request runs, waits or is still to come."""
-        return bool(self.running) or len(self.waiting) > 0 or self.waiting.next_ps is not None
-
-    def finish(self) -> None:
-        """Step until every request has ended."""
-        while self.unfinished:
-            self.advance()
+    def blocks_used(self) -> int:
+        """Blocks that requests hold."""
+        return self.pool.used
 
     def advance(self) -> None:
         """Steps in which nothing but decoding happens, all at once, then one whole step."""
@@ -161,31 +137,16 @@ class Run:
         self._arrive()
         self._step()
 
-    def _arrive(self) -> None:
-        """Those that have come when the next step is scheduled are waiting. Asynchronously it is scheduled when
-        the last one begins. Where nobody is there, time passes until somebody comes."""
-        if self.waiting.next_ps is None:
-            return
-        if not self.running and not len(self.waiting):
-            self.now_ps = self.began_ps = max(self.now_ps, self.waiting.next_ps)
-        self.waiting.until(self.began_ps if self.limits.async_scheduling else self.now_ps)
-
     # -- one step, as vLLM takes it -----------------------------------------------------------------
 
     def _step(self) -> None:
-        # A threshold for long prefills protects others; a request that is alone has the whole budget.
-        alone = len(self.running) + len(self.waiting) <= 1
-        self._longest_chunk = UNBOUNDED if alone else self.limits.long_prefill_token_threshold or UNBOUNDED
+        self._begin_step()
         self._pairs, self._sits_out = 0, []
         budget, preempted = self._schedule_running()
         if not preempted:
             budget = self._schedule_waiting(budget)
-        tokens = self.limits.max_num_batched_tokens - budget
-        self.steps += 1
-        self.tokens_scheduled += tokens
         kv_tokens = self.decoding.kv_tokens - sum(seq.end - seq.finish + self.decoding.clock for seq in self._sits_out)
-        self.began_ps, self.now_ps = self.now_ps, self.now_ps + self.step_time.step(tokens, kv_tokens, self._pairs)
-        self._observe()
+        self._count_step(self.limits.max_num_batched_tokens - budget, kv_tokens, self._pairs)
         self._tokens_decoded()
         self._update()
 
@@ -356,13 +317,6 @@ class Run:
         del self.running[seq.index]
         self.pool.release(seq.content, seq.blocks, seq.computed // self.limits.block_size, for_good=for_good)
         seq.blocks = 0
-
-    def _observe(self) -> None:
-        used, running, waiting = self.pool.used, len(self.running), len(self.waiting)
-        self.peak_blocks = max(self.peak_blocks, used)
-        self.peak_running = max(self.peak_running, running)
-        self.peak_waiting = max(self.peak_waiting, waiting)
-        self.timeline.add(Point(self.steps, used, running, waiting, self.preemptions))
 
     # -- many steps at once -------------------------------------------------------------------------
 

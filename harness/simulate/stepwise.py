@@ -1,0 +1,361 @@
+"""vLLM V1's scheduler request by request and block by block: for what :mod:`harness.simulate.scheduler` can't count.
+
+Prompts that share arbitrary prefixes, priorities, block tables of several kinds, speculative decoding, adapters, and
+the threshold for long prefills beside asynchronous scheduling. Source: ``Scheduler`` and ``AsyncScheduler`` of
+vllm/v1/core/sched and ``KVCacheManager.allocate_slots`` of vllm/v1/core/kv_cache_manager.py, vLLM 0.32.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import count
+from typing import NamedTuple
+
+from harness.scenario import Load
+from harness.simulate.arrivals import ByRank, Waiting
+from harness.simulate.blocks import Blocks
+from harness.simulate.driver import Driver
+from harness.simulate.latency import Come
+from harness.simulate.limits import Limits
+from harness.simulate.prefixes import Names, Pieces
+from harness.simulate.step_time import TIMELESS, StepTime
+from harness.simulate.tables import Row, Tables
+from harness.traffic import Request
+
+
+class Job(Come):
+    """A request under way, in tokens: ``tokens`` there are; ``computed`` have KV, or will have it when the steps under
+    way have ended; ``placeholders`` are to come from those steps, ``in_flight`` are computed by them; of those,
+    ``stale`` were so when it was preempted. ``drafts`` are guesses for the next step, ``guesses`` counts their steps.
+
+    ``rank``: who goes first under the policy ``priority``. ``quiet``: up to how many slots no block is taken, named or
+    left behind.
+    """
+
+    __slots__ = (
+        "adapter", "computed", "decodes", "drafts", "end", "ended", "guesses", "in_flight", "junction", "named",
+        "names", "placeholders", "prefills", "prompt", "quiet", "ran", "rank", "rows", "runs", "stale", "tokens",
+    )  # fmt: skip
+
+    def __init__(
+        self, request: Request, came_ps: int, later: deque[Request], number: int, names: Names, tables: int
+    ) -> None:
+        super().__init__(request, came_ps, later)
+        self.rank, self.adapter = (request.priority, number), request.adapter
+        self.names = names
+        self.prompt = self.tokens = request.prompt_tokens
+        self.end = request.prompt_tokens + request.output_tokens
+        self.computed = self.placeholders = self.drafts = self.in_flight = self.stale = self.guesses = 0
+        self.junction = self.quiet = 0
+        self.rows: list[Row] = [[] for _ in range(tables)]
+        self.named = [0] * tables  # blocks from the start that have their names, or never will
+        self.ran = self.runs = self.ended = False
+        self.prefills, self.decodes = True, False  # computes what is known already; had a token in its last step
+
+
+class Part(NamedTuple):
+    """What one request has in a step: ``drafts`` of its ``tokens`` are guesses; ``samples``: it gets new tokens."""
+
+    job: Job
+    tokens: int
+    drafts: int
+    padded: bool
+    samples: bool
+
+
+class Stepwise(Driver[Job]):
+    """A load on a pool, every step by itself."""
+
+    def __init__(self, load: Load, limits: Limits, num_blocks: int, step_time: StepTime = TIMELESS) -> None:
+        pieces, tables = Pieces(load.shared_prefix_tokens), limits.block_tables
+        self._by_priority = limits.scheduling_policy == "priority"
+
+        numbers = count()
+
+        def make(request: Request, came_ps: int, later: deque[Request]) -> Job:
+            return Job(request, came_ps, later, next(numbers), pieces.of(request), len(tables))
+
+        waiting = ByRank(load, make, lambda job: job.rank) if self._by_priority else Waiting(load, make)
+        super().__init__(limits, waiting, num_blocks, step_time)
+        self.pool = Blocks(num_blocks)
+        self.spec = limits.speculation
+        self.tables = Tables(tables, drop_last=self.spec.drops_block)
+        self.most = [t.most(limits.in_flight_tokens, limits.max_model_len) for t in tables]
+        self.running: list[Job] = []  # in the order of admission
+        self.under_way: deque[tuple[list[Part], int]] = deque()  # what is in a step, and when it ends
+        self._parts: dict[Job, tuple[int, int, bool]] = {}  # of this step: tokens, drafts, padded
+        self._budget = self._inputs = 0  # tokens left of this step; the same with the drafter's own
+
+    @property
+    def blocks_used(self) -> int:
+        """Blocks that requests hold."""
+        return self.pool.used
+
+    def advance(self) -> None:
+        """Take a step."""
+        self._arrive()
+        self._step()
+
+    def finish(self) -> None:
+        """Step until every request has ended, and the steps under way with them."""
+        super().finish()
+        while self.under_way:
+            self._settle(*self.under_way.popleft())
+
+    # -- schedule -----------------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        self._begin_step()
+        self._parts = {}
+        self._budget = self._inputs = self.limits.max_num_batched_tokens
+        prefilling, preempted = self._schedule_running()
+        if not preempted:
+            self._schedule_waiting(prefilling)
+        kv_tokens = pairs = 0
+        parts = []
+        for job, (new, drafts, padded) in self._parts.items():
+            if job.decodes:
+                kv_tokens += job.computed + new
+            else:
+                pairs += new * job.computed + new * (new + 1) // 2
+            parts.append(self._begin(job, new, drafts, padded))
+        self._count_step(self.limits.max_num_batched_tokens - self._budget, kv_tokens, pairs)
+        self.under_way.append((parts, self.now_ps))
+        if len(self.under_way) > self.limits.async_scheduling:
+            self._settle(*self.under_way.popleft())
+
+    def _schedule_running(self) -> tuple[bool, bool]:
+        """(whether a prompt that runs is among them, whether anybody was preempted)."""
+        limits, running, rows = self.limits, self.running, self.spec.rows
+        prefilling = preempted = False
+        i = 0
+        while i < len(running) and self._budget > 0 and self._inputs > rows:
+            job = running[i]
+            i += 1
+            if job.placeholders and job.computed + 2 - job.placeholders >= job.end:
+                continue  # its last token is on its way
+            new = job.tokens + job.drafts + job.placeholders - job.computed
+            new = min(
+                new, self._longest_chunk, self._budget, self._inputs - rows, limits.max_model_len - job.computed - 1
+            )  # fmt: skip
+            if new <= 0:
+                continue
+            while job.computed + new + self.spec.lookahead > job.quiet and not self._grow(job, new):
+                victim = max(running, key=lambda j: j.rank) if self._by_priority else running[-1]
+                at = running.index(victim) if self._by_priority else len(running) - 1
+                del running[at]
+                i -= at < i
+                self._preempt(victim)
+                preempted = True
+                if victim is job:
+                    return prefilling, True
+            drafts = min(max(new + job.computed - job.tokens - job.placeholders, 0), job.drafts)
+            job.drafts = 0
+            prefilling |= job.prefills
+            self._schedule(job, new, drafts)
+        return prefilling, preempted
+
+    def _schedule_waiting(self, prefilling: bool) -> None:
+        limits, spec, waiting = self.limits, self.spec, self.waiting
+        others = bool(self._parts)
+        adapters = {job.adapter for job in self._parts if job.adapter}
+        passed_over: list[Job] = []
+        while len(waiting) and self._budget > 0 and self._inputs > spec.rows:
+            if len(self.running) >= limits.max_num_seqs:
+                break
+            job = waiting.head()
+            if job.adapter and len(adapters) >= limits.max_loras and job.adapter not in adapters:
+                waiting.pop()
+                passed_over.append(job)
+                continue
+            rows, found = self._found(job)
+            budget = min(self._budget, self._inputs - spec.rows)
+            new, padded = job.tokens - found, False
+            if spec.tokens and new == 1 and not prefilling and (others or found):
+                # With its drafts' rows it is shaped like the others.
+                padded = found + 1 + spec.tokens + 1 <= limits.max_model_len
+                new += spec.tokens * padded
+                if padded and new > budget:
+                    break
+            new = min(new, self._longest_chunk)
+            if new > budget and not limits.enable_chunked_prefill:
+                break
+            new = min(new, budget)
+            if not self._admit(job, rows, found, new):
+                self.waited_for_kv = True
+                break
+            waiting.pop()
+            job.runs, job.computed = True, found
+            self.running.append(job)
+            if not job.ran:
+                job.ran = True
+                self.journal.queue.add(self.now_ps - job.came_ps)
+                self.tokens_found += found
+            if job.adapter:
+                adapters.add(job.adapter)
+            self._schedule(job, new, spec.tokens * padded, padded)
+        for job in reversed(passed_over):
+            waiting.push_front(job)
+
+    def _schedule(self, job: Job, new: int, drafts: int, padded: bool = False) -> None:
+        self._parts[job] = new, drafts, padded
+        self._budget -= new
+        self._inputs -= new + self.spec.rows
+
+    def _preempt(self, job: Job) -> None:
+        if job in self._parts:  # it was to run in this very step
+            new = self._parts.pop(job)[0]
+            self._budget += new
+            self._inputs += new + self.spec.rows
+        self._free(job)
+        job.computed = job.placeholders = job.drafts = 0
+        job.stale = job.in_flight
+        self.preemptions += 1
+        self.waiting.push_front(job)
+
+    def _begin(self, job: Job, new: int, drafts: int, padded: bool) -> Part:
+        """The step is on its way."""
+        job.computed += new
+        job.in_flight += new
+        job.prefills = job.computed < job.tokens + job.placeholders
+        job.decodes = not job.prefills
+        if self.limits.async_scheduling and not job.prefills:
+            job.placeholders += 1 + drafts
+            job.drafts = self.spec.tokens
+        return Part(job, new, drafts, padded, not job.prefills)
+
+    # -- blocks -------------------------------------------------------------------------------------
+
+    def _found(self, job: Job) -> tuple[list[Row], int]:
+        """The blocks of each table that are there of ``job``, and how many tokens they hold."""
+        if not self.limits.enable_prefix_caching:
+            return [[] for _ in job.rows], 0
+        of, find = job.names.of, self.pool.find
+        rows, found, job.junction = self.tables.prefix(lambda t, n: find((of(n), n, t)), job.tokens - 1)
+        return rows, found
+
+    def _admit(self, job: Job, found_rows: list[Row], found: int, new: int) -> bool:
+        """Give ``job`` what was found and the blocks for ``new`` tokens more, or nothing."""
+        limits, free = self.limits, self.pool.free
+        if self.running:
+            free -= self.watermark_blocks
+        slots = min(found + new + self.spec.lookahead, limits.max_model_len)
+        wanted = self._wanted(found_rows, found, slots, capped=False)
+        if limits.scheduler_reserve_full_isl:
+            wanted = max(wanted, self._wanted(found_rows, found, min(job.tokens, limits.max_model_len), capped=True))
+        if wanted > free:
+            return False
+        for t, (table, row) in enumerate(zip(self.tables.all, found_rows, strict=True)):
+            if not found:
+                break
+            left = table.left_behind(found)
+            self.pool.hold(row[left:])
+            job.rows[t] = [*(None for _ in range(left)), *row[left:]]
+            job.named[t] = len(job.rows[t])
+        self._take(job, slots)
+        self._name(job, min(found + new, job.tokens))
+        return True
+
+    def _wanted(self, found_rows: list[Row], found: int, tokens: int, *, capped: bool) -> int:
+        """Free blocks that an admission takes: new ones, and those found that nobody holds."""
+        wanted = 0
+        for table, most, row in zip(self.tables.all, self.most, found_rows, strict=True):
+            blocks, left = table.blocks(tokens), table.left_behind(found)
+            if capped and most is not None:
+                blocks = min(blocks, most)
+            wanted += max(blocks - max(left, len(row)), 0)
+            wanted += sum(block is not None and not block.holders for block in row[left:])
+        return wanted
+
+    def _grow(self, job: Job, new: int) -> bool:
+        """Blocks for ``new`` tokens more of a running request, or nothing; what it needs no longer is freed."""
+        slots = min(job.computed + new + self.spec.lookahead, self.limits.max_model_len)
+        wanted, settled = 0, job.computed - job.in_flight
+        for table, row in zip(self.tables.all, job.rows, strict=True):
+            left, gone = min(table.left_behind(settled), len(row)), []
+            for k in reversed(range(left)):
+                if row[k] is None:
+                    break
+                gone.append(row[k])
+                row[k] = None
+            self.pool.release(gone)
+            wanted += max(table.blocks(slots) - len(row), 0)
+        if wanted > self.pool.free:
+            return False
+        self._take(job, slots)
+        self._name(job, min(job.computed + new, job.tokens))
+        return True
+
+    def _take(self, job: Job, slots: int) -> None:
+        for table, row in zip(self.tables.all, job.rows, strict=True):
+            row += self.pool.take(max(table.blocks(slots) - len(row), 0))
+
+    def _name(self, job: Job, tokens: int) -> None:
+        """The first ``tokens`` tokens have KV: their whole blocks can be found."""
+        if not self.limits.enable_prefix_caching:
+            return
+        if len(job.rows) > 1:
+            tokens -= tokens % self.tables.align
+        ends = (job.prompt - 1, job.junction) if job.junction else (job.prompt - 1,)
+        for t, (table, row) in enumerate(zip(self.tables.all, job.rows, strict=True)):
+            for k in range(job.named[t], tokens // table.block_size):
+                block, end = row[k], (k + 1) * table.block_size
+                if block is not None and self.tables.kept(table, k, ends):
+                    self.pool.name(block, (job.names.of(end), end, t))
+                job.named[t] = k + 1
+
+    def _free(self, job: Job) -> None:
+        for row in job.rows:
+            self.pool.release(reversed(row))
+            row.clear()
+        job.named = [0] * len(job.rows)
+        job.runs = job.decodes = False
+
+    # -- settle -------------------------------------------------------------------------------------
+
+    def _settle(self, parts: list[Part], ended_ps: int) -> None:
+        """The step has ended: its tokens are there."""
+        ended = False
+        for part in parts:
+            job = part.job
+            job.in_flight -= part.tokens
+            stale = job.stale > 0
+            if stale:
+                job.stale -= part.tokens
+            if job.ended:
+                self.tokens_wasted += part.tokens
+            elif part.samples:
+                ended |= self._sampled(job, part, stale, ended_ps)
+        if ended:
+            self.running = [job for job in self.running if job.runs]
+        if not self.limits.async_scheduling:
+            for part in parts:
+                part.job.drafts = 0 if part.job.prefills else self.spec.tokens
+
+    def _sampled(self, job: Job, part: Part, stale: bool, ended_ps: int) -> bool:
+        """Add the tokens of a step that ended at ``ended_ps``; whether they were the last ones."""
+        right = 0
+        if part.drafts and not part.padded:
+            right = min(self.spec.right(job.guesses), part.drafts)
+            job.guesses += 1
+        wrong, kept = part.drafts - right, min(1 + right, job.end - job.tokens)
+        self.tokens_wasted += part.drafts + 1 - kept
+        if wrong and not stale:
+            job.computed -= min(wrong, job.computed)
+            job.placeholders -= min(wrong, job.placeholders)
+        job.tokens += kept
+        self.journal.token(job, ended_ps)
+        if self.limits.async_scheduling and not stale:
+            job.placeholders -= kept
+        if self.limits.async_scheduling and job.runs:
+            self._name(job, job.computed - job.placeholders)
+        if job.tokens < job.end:
+            return False
+        job.ended = True
+        self.journal.ended(job, ended_ps)
+        if job.runs:
+            self._free(job)
+        else:  # preempted while its last token was on its way
+            self.waiting.remove(job)
+        self.waiting.ended(job, self.began_ps if self.limits.async_scheduling else self.now_ps)
+        return True

@@ -1,0 +1,183 @@
+"""harness.simulate.stepwise against vLLM's own scheduler: at every step the same requests, blocks and tokens."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from harness.scenario import Load
+from harness.simulate import Limits, arrivals
+from harness.simulate.limits import Speculation
+from harness.simulate.stepwise import Job, Stepwise
+from harness.simulate.tables import CHUNKED, FULL, SLIDING, STATE, Table
+from harness.traffic import Request
+
+needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM (the extra cpu)")
+MANY = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+class Watched(Stepwise):
+    """Stepwise, with notes of every step."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.notes: list[tuple[Any, ...]] = []
+        self._gone: set[int] = set()
+        self._before = 0
+        super().__init__(*arguments)
+
+    def _preempt(self, job: Job) -> None:
+        self._gone.add(job.index)
+        super()._preempt(job)
+
+    def _observe(self) -> None:
+        super()._observe()
+        running = [j.index for j in self.running]
+        tokens = self.tokens_scheduled - self._before
+        counts = (self.blocks_used, len(running), len(self.waiting), self.preemptions)
+        self.notes.append((*counts, tokens, running, self._gone))
+        self._gone, self._before = set(), self.tokens_scheduled
+
+
+def against_vllm(work: list[Request], users: int, limits: Limits) -> Stepwise:
+    """Both schedulers on ``work``, of which ``users`` are under way at once; every step must be alike."""
+    import vllm_scheduler
+
+    load = Load.model_validate(
+        {"shape": "closed", "users": users, "requests": len(work), "prompt_tokens": 1, "output_tokens": 1, "seed": 1}
+    )
+    counts: list[Any] = []
+    details: list[Any] = []
+    theirs = vllm_scheduler.run(load, limits, per_step=counts, details=details, work=work)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(arrivals, "stream", lambda _: iter(work))
+        ours = Watched(load, limits, limits.num_blocks)
+        ours.finish()
+    for step, (a, b, c) in enumerate(zip(ours.notes, counts, details, strict=True), 1):
+        assert a == (*b, *c), f"step {step}"
+    assert (ours.steps, ours.tokens_scheduled) == (theirs.steps, theirs.tokens_scheduled)
+    assert ours.preemptions or not ours.tokens_recomputed
+    assert ours.pool.used == 0
+    return ours
+
+
+@st.composite
+def requests(draw: st.DrawFn, sharing: bool = True) -> list[Request]:
+    """Prompts of pieces that others have too, then of their own."""
+    made = []
+    for index in range(draw(st.integers(1, 20))):
+        pieces: list[tuple[int, int]] = []
+        if sharing and draw(st.integers(0, 4)):
+            for _ in range(draw(st.integers(1, 3))):
+                pieces.append((draw(st.integers(0, 2)), draw(st.sampled_from([8, 16, 16, 32, 40, 64, 96]))))
+        prompt = sum(n for _, n in pieces) + draw(st.integers(1, 150) | st.integers(1, 20))
+        made.append(Request(index, prompt, draw(st.integers(1, 90)), index, pieces=tuple(pieces)))
+    return made
+
+
+@st.composite
+def cases(draw: st.DrawFn, work: list[Request], tables: tuple[Table, ...] = (), lookahead: int = 0) -> Any:
+    """(requests, users, limits): a pool between what the longest request takes and what all of them do."""
+    users = draw(st.integers(1, len(work)) | st.just(len(work)))
+    block_size = 16
+    ends = [r.prompt_tokens + r.output_tokens + lookahead for r in work]
+    sizes = [sum(t.blocks(end) + 1 for t in tables or (Table(FULL, 16),)) for end in ends]
+    longest = max(sizes)
+    blocks = 1 + longest + round((sum(sizes) - longest) * draw(st.floats(0, 1) | st.floats(0, 0.2)))
+    model_len = max(r.prompt_tokens + r.output_tokens for r in work)
+    model_len = max(64, draw(st.sampled_from([model_len, 1024])))
+    limits = Limits(
+        blocks, block_size, draw(st.sampled_from([64, 8, 3, 2])), draw(st.sampled_from([2048, 256, 100, 65])),
+        model_len, tables=tables, enable_prefix_caching=draw(st.integers(0, 3)) > 0,
+        scheduler_reserve_full_isl=draw(st.booleans()),
+        watermark=draw(st.sampled_from([0.0, 0.0, 0.01, 0.1, 0.5])),
+        long_prefill_token_threshold=min(draw(st.sampled_from([0, 0, 1, 16, 30, 64])), model_len),
+        enable_chunked_prefill=draw(st.integers(0, 3)) > 0, async_scheduling=draw(st.booleans()),
+    )  # fmt: skip
+    if not limits.enable_chunked_prefill:
+        limits = replace(limits, max_num_batched_tokens=max(limits.max_num_batched_tokens, model_len))
+    return work, users, limits
+
+
+@needs_vllm
+@MANY
+@given(st.data())
+def test_prompts_that_share_anything(data: st.DataObject) -> None:
+    against_vllm(*data.draw(cases(data.draw(requests()))))
+
+
+@needs_vllm
+@MANY
+@given(st.data())
+def test_priorities(data: st.DataObject) -> None:
+    work = [replace(r, priority=data.draw(st.integers(0, 3))) for r in data.draw(requests())]
+    work, users, limits = data.draw(cases(work))
+    against_vllm(work, users, replace(limits, scheduling_policy="priority"))
+
+
+@needs_vllm
+@MANY
+@given(st.data())
+def test_adapters(data: st.DataObject) -> None:
+    work = [replace(r, adapter=data.draw(st.integers(0, 3))) for r in data.draw(requests())]
+    policy = data.draw(st.sampled_from(["fcfs", "fcfs", "priority"]))
+    work, users, limits = data.draw(cases(work))
+    limits = replace(limits, scheduling_policy=policy, max_loras=data.draw(st.integers(1, 3)))
+    against_vllm(work, users, limits)
+
+
+@st.composite
+def hybrids(draw: st.DrawFn) -> tuple[Table, ...]:
+    """The block tables of a model with windows, chunks, or several of them."""
+    window = Table(SLIDING, draw(st.sampled_from([16, 16, 32])), draw(st.sampled_from([1, 15, 16, 17, 33, 48, 100])))
+    chunk = Table(CHUNKED, 16, draw(st.sampled_from([16, 32, 40, 64])))
+    full = Table(FULL, 16)
+    return draw(
+        st.sampled_from(
+            [
+                (replace(window, block_size=16),), (full, window), (window, full), (full, window, window, window),
+                (full, full, window), (full, window, replace(window, block_size=16, window=24)), (full, chunk),
+                (chunk, chunk, full), (full, Table(FULL, 32), window),
+            ]
+        )
+    )  # fmt: skip
+
+
+@needs_vllm
+@MANY
+@given(st.data())
+def test_windows_and_several_tables(data: st.DataObject) -> None:
+    tables = data.draw(hybrids())
+    against_vllm(*data.draw(cases(data.draw(requests()), tables)))
+
+
+@needs_vllm
+@settings(MANY, max_examples=100)
+@given(st.data())
+def test_states(data: st.DataObject) -> None:
+    work, users, limits = data.draw(cases(data.draw(requests())))
+    state = Table(STATE, limits.max_model_len)
+    tables = data.draw(st.sampled_from([(state,), (state, Table(FULL, 16)), (state, state, Table(FULL, 32))]))
+    work, users, limits = data.draw(cases(work, tables))
+    tables = tuple(replace(t, block_size=limits.max_model_len) if t.kind == STATE else t for t in tables)
+    against_vllm(work, users, replace(limits, tables=tables, enable_prefix_caching=False))
+
+
+@needs_vllm
+@MANY
+@given(st.data())
+def test_speculative_decoding(data: st.DataObject) -> None:
+    tokens = data.draw(st.integers(1, 5))
+    kind = data.draw(st.sampled_from(["ngram", "eagle", "draft_model"]))
+    lookahead = 0 if kind == "ngram" else tokens
+    speculation = Speculation(
+        tokens, data.draw(st.integers(0, 100)) * tokens / 100, lookahead, int(kind == "draft_model"), kind == "eagle"
+    )
+    work, users, limits = data.draw(cases(data.draw(requests()), lookahead=lookahead))
+    if limits.long_prefill_token_threshold <= tokens:  # vLLM 0.32 fails an assertion
+        limits = replace(limits, long_prefill_token_threshold=0)
+    against_vllm(work, users, replace(limits, speculation=speculation))
