@@ -18,7 +18,7 @@ from harness.simulate.tables import CHUNKED, FULL, SLIDING, STATE, Table
 from harness.traffic import Request
 
 needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM (the extra cpu)")
-MANY = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+MANY = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 class Watched(Stepwise):

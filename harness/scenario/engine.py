@@ -82,8 +82,6 @@ def engine_faults(s: Scenario) -> Iterator[Fault]:
         yield ("engine", "block_size"), f"{backend} in multiples of {multiple} tokens, got {block}"
     if s.engine.async_scheduling and s.on_cpu:
         yield ("engine", "async_scheduling"), "vLLM on this computer schedules synchronously"
-    if s.engine.async_scheduling and s.engine.long_prefill_token_threshold:
-        yield ("engine", "async_scheduling"), "not simulated yet beside engine.long_prefill_token_threshold"
     size = s.engine.kv_cache_memory_bytes
     if size is not None and size > LARGEST_BYTES:
         yield ("engine", "kv_cache_memory_bytes"), f"expected at most 1 PiB, got {size:,} bytes"

@@ -127,8 +127,6 @@ def load_faults(s: Scenario, load: Load, architecture: Architecture | None) -> I
             ("load", "shared_prefix_tokens"),
             f"expected less than the shortest prompt ({least:,} tokens), which it is the beginning of",
         )
-    if load.shared_prefix_tokens and s.engine.long_prefill_token_threshold:
-        yield ("load", "shared_prefix_tokens"), "not simulated yet beside engine.long_prefill_token_threshold"
     limit, whose = s.engine.max_model_len, "engine.max_model_len"
     if limit is None and architecture is not None:
         limit, whose = architecture.default_model_len, f"the model's own {architecture.max_len_key}"

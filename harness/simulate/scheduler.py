@@ -88,14 +88,17 @@ def by_blocks(load: Load, limits: Limits) -> bool:
     """Whether counts do not tell what ``load`` does: it takes the scheduler that knows every block."""
     if limits.long_prefill_token_threshold and (limits.async_scheduling or load.shared_prefix_tokens):
         return True
-    return bool(limits.scheduling_policy != "fcfs" or limits.speculation.tokens or limits.tables)
+    if limits.enable_prefix_caching and load.trace and any(row.hash_ids for row in load.trace.rows[: load.requests]):
+        return True
+    return bool(limits.scheduling_policy != "fcfs" or limits.max_loras or limits.speculation.tokens or limits.tables)
 
 
 def check(load: Load, limits: Limits) -> None:
     """Raises UsageError where a request of ``load`` could never be served by the pool."""
 
     def blocks(tokens: int) -> int:
-        return _ceil(tokens - 1, limits.block_size)  # the last token is never computed
+        computed = min(tokens - 1 + limits.speculation.lookahead, limits.max_model_len)  # never the last token
+        return sum(t.held(computed, limits.in_flight_tokens, limits.max_model_len) for t in limits.block_tables)
 
     usable = limits.num_blocks - 1
     if blocks(longest_request(load)) <= usable:

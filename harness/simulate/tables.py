@@ -51,6 +51,11 @@ class Table:
             return self.blocks(min(self.window + in_flight, max_model_len))
         return None
 
+    def held(self, tokens: int, in_flight: int, max_model_len: int) -> int:
+        """The most blocks that a request of ``tokens`` holds at once."""
+        most = self.most(in_flight, max_model_len)
+        return self.blocks(tokens) if most is None else min(self.blocks(tokens), most)
+
     def tail(self) -> int:
         """Whole blocks before a position that a request needs to resume there."""
         return -(-(self.window - 1) // self.block_size)
