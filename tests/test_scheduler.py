@@ -152,7 +152,7 @@ def options(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @needs_vllm
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(workloads(), options())
 def test_any_workload_with_options(case: tuple[Load, Limits], chosen: dict[str, Any]) -> None:
     work, limits = case
@@ -166,7 +166,7 @@ def test_any_workload_with_options(case: tuple[Load, Limits], chosen: dict[str, 
 
 
 @needs_vllm
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(workloads(), options())
 def test_any_workload_scheduled_asynchronously(case: tuple[Load, Limits], chosen: dict[str, Any]) -> None:
     work, limits = case
@@ -195,7 +195,7 @@ def sharing(draw: st.DrawFn) -> tuple[Load, Limits]:
 
 
 @needs_vllm
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(sharing(), options(), st.booleans())
 def test_any_workload_with_a_shared_prefix(
     case: tuple[Load, Limits], chosen: dict[str, Any], asynchronous: bool
@@ -243,7 +243,7 @@ def conversing(draw: st.DrawFn) -> tuple[Load, Limits, StepTime]:
 
 
 @needs_vllm
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(arriving() | conversing(), options(), st.booleans())
 def test_any_workload_that_arrives(
     case: tuple[Load, Limits, StepTime], chosen: dict[str, Any], asynchronous: bool
@@ -257,7 +257,7 @@ def test_any_workload_that_arrives(
 
 
 @needs_vllm
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(workloads())
 def test_any_workload(case: tuple[Load, Limits]) -> None:
     against_vllm(*case)
