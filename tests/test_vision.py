@@ -71,7 +71,9 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
     ("LlavaForConditionalGeneration", "llava", {**TEXT, "model_type": "mistral"}, PIXTRAL, {
         "vision_feature_layer": -1, "multimodal_projector_bias": False, "tie_word_embeddings": False}),
     ("LlavaNextForConditionalGeneration", "llava_next", {**TEXT, "model_type": "granite"}, SIGLIP, {
-        "vision_feature_layer": [-4, -1], "tie_word_embeddings": False}),
+        "vision_feature_layer": [-4, -1], "tie_word_embeddings": False, "image_grid_pinpoints": [[56, 112]]}),
+    ("LlavaForConditionalGeneration", "llava", {**TEXT, "model_type": "qwen2"}, {**SIGLIP, "vision_use_head": True}, {
+        "tie_word_embeddings": False}),
     ("Glm4vForConditionalGeneration", "glm4v", {**TEXT, "attention_bias": True, "pad_token_id": 0}, GLM, {}),
     ("KimiK25ForConditionalGeneration", "kimi_k25", {**TEXT, **LATENT, "model_type": "deepseek_v3"}, KIMI, {
         "projection_hidden_size": 48, "tie_word_embeddings": False}),
@@ -147,7 +149,7 @@ def test_a_flat_config_is_read_as_a_nested_one():
 
 
 def test_kimis_published_names_are_those_of_its_class():
-    config = config_of(CASES[11])
+    config = config_of(CASES[12])
     names = {"hidden_size": "vt_hidden_size", "num_hidden_layers": "vt_num_hidden_layers"}
     names |= {"num_attention_heads": "vt_num_attention_heads", "pos_emb_height": "init_pos_emb_height"}
     prefixed = {names.get(k, k): v for k, v in KIMI.items()}
@@ -254,8 +256,8 @@ def test_a_tower_whose_heads_do_not_divide_is_refused():
         (6, {"text_config": {**TEXT, "model_type": "rwkv"}}, "text_config.model_type: 'rwkv' is not supported yet"),
         (7, {"vision_config": {**CLIP, "model_type": "dino"}}, "vision_config.model_type: 'dino' is not supported"),
         (7, {"vision_feature_layer": 9}, "vision_feature_layer: expected layers of 5, got 9"),
-        (11, {"vision_config": {**KIMI, "merge_kernel_size": 2}}, "merge_kernel_size: expected two small"),
-        (12, {"audio_config": {}}, "audio_config: audio towers are not supported yet"),
+        (12, {"vision_config": {**KIMI, "merge_kernel_size": 2}}, "merge_kernel_size: expected two small"),
+        (13, {"audio_config": {}}, "audio_config: audio towers are not supported yet"),
     ],
 )
 def test_a_bad_config_is_one_line_that_names_the_key(case: int, changes: dict[str, Any], said: str):

@@ -1,7 +1,8 @@
 """Adds models to the catalogue from config.json files, each checked against transformers on the meta device.
 
-    python tools/catalogue.py FOLDER     published configs named ORG--MODEL_config.json; "_aliases" in one gives
-                                         further names. They count as checked against the published file.
+    python tools/catalogue.py FOLDER     published configs named ORG--MODEL_config.json. In one may stand "_aliases",
+                                         further names; "_copy", the public copy that it is; "_checked", what else than
+                                         the published file it was compared with.
     python tools/catalogue.py            checks the whole catalogue again, changes nothing
 
 Only facts that decide memory are kept. A model whose parts do not add up to transformers' own count is not written.
@@ -35,7 +36,22 @@ KEPT = [
     "n_shared_experts", "first_k_dense_replace", "moe_layer_freq", "decoder_sparse_step", "mlp_only_layers",
     "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "n_group", "topk_group",
     "topk_method", "scoring_func", "routed_scaling_factor", "norm_topk_prob", "original_max_position_embeddings",
-    "quantization_config", "pad_token_id",
+    "quantization_config", "pad_token_id", "attention_chunk_size", "no_rope_layers", "interleave_moe_layer_step",
+    "intermediate_size_mlp", "moe_layers",
+]  # fmt: skip
+# Of a vision_config, and beside the two configs of a multimodal model.
+KEPT_OF_VISION = [
+    "model_type", "hidden_size", "embed_dim", "intermediate_size", "num_hidden_layers", "depth", "num_attention_heads",
+    "num_heads", "num_key_value_heads", "head_dim", "mlp_ratio", "in_channels", "num_channels", "image_size",
+    "patch_size", "spatial_merge_size", "temporal_patch_size", "out_hidden_size", "num_position_embeddings",
+    "deepstack_visual_indexes", "vision_use_head", "vision_output_dim", "projector_input_dim", "projector_output_dim",
+    "pixel_shuffle_ratio", "multi_modal_projector_bias", "position_embedding_size", "pooling_kernel_size",
+    "default_output_length", "standardize", "use_clipped_linears", "vt_hidden_size", "vt_intermediate_size",
+    "vt_num_attention_heads", "vt_num_hidden_layers", "init_pos_emb_height", "init_pos_emb_width", "merge_kernel_size",
+]  # fmt: skip
+KEPT_BESIDE = [
+    "vision_feature_layer", "vision_feature_select_strategy", "image_grid_pinpoints", "multimodal_projector_bias",
+    "spatial_merge_size", "mm_tokens_per_image", "audio_config",
 ]  # fmt: skip
 # Of a quantization_config, what tells the format.
 KEPT_OF_QUANTIZATION = ("quant_method", "bits", "group_size", "weight_block_size", "config_groups")
@@ -45,7 +61,11 @@ def trimmed(config: dict[str, Any]) -> dict[str, Any]:
     """The config with the kept keys alone, dtype under its older name, long rope factors left out."""
     if "dtype" in config and "torch_dtype" not in config:
         config["torch_dtype"] = config["dtype"]
-    kept = {k: config[k] for k in KEPT if k in config}
+    kept = {k: config[k] for k in (*KEPT, *KEPT_BESIDE) if k in config}
+    if isinstance(config.get("vision_config"), dict):
+        kept["vision_config"] = {k: config["vision_config"][k] for k in KEPT_OF_VISION if k in config["vision_config"]}
+    if isinstance(config.get("text_config"), dict):
+        kept["text_config"] = trimmed(config["text_config"])
     for key in ("rope_scaling", "rope_parameters"):
         if isinstance(kept.get(key), dict):
             kept[key] = {k: v for k, v in kept[key].items() if not isinstance(v, list)}
@@ -59,15 +79,28 @@ def trimmed(config: dict[str, Any]) -> dict[str, Any]:
 def meta_parameters(config: dict[str, Any]) -> int:
     """Parameters of transformers' own model, built without memory."""
     import torch
+    import transformers
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    left_out = ("architectures", "model_type", "torch_dtype", "quantization_config", "rope_scaling", "rope_parameters")
-    plain = {k: v for k, v in config.items() if k not in left_out}
-    hf = AutoConfig.for_model(config["model_type"].replace("kimi_k2", "deepseek_v3"), **plain)
+    kind = {"kimi_k2": "deepseek_v3"}.get(config["model_type"], config["model_type"])
+    hf = AutoConfig.for_model(kind, **_plain(config))
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(hf)
+        if "vision_config" in config:
+            name = config["architectures"][0].replace("KimiK25", "Kimi_K25")
+            model = getattr(transformers, name)._from_config(hf)
+        else:
+            model = AutoModelForCausalLM.from_config(hf)
     model.tie_weights()
     return sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    """What tells the parameters: no dtype, no rope, no quantization; of the inner configs too."""
+    left_out = ("architectures", "torch_dtype", "dtype", "quantization_config", "rope_scaling", "rope_parameters")
+    plain = {k: v for k, v in config.items() if k not in (*left_out, "model_type")}
+    if isinstance(config.get("text_config"), dict):
+        plain["text_config"] = {k: v for k, v in config["text_config"].items() if k not in left_out}
+    return plain
 
 
 def check(name: str, config: dict[str, Any]) -> int:
@@ -85,8 +118,9 @@ def add(models: dict[str, Any], path: Path) -> None:
     aliases = config.get("_aliases", [name.split("/")[1].lower()])
     kept = trimmed(config)
     models[name] = {
-        "checked": "config",
+        "checked": config.get("_checked", "config"),
         "source": f"https://huggingface.co/{name}/blob/main/config.json",
+        **({"copy": config["_copy"]} if "_copy" in config else {}),
         "recorded": time.strftime("%Y-%m-%d"),
         "parameters": check(name, kept),
         "aliases": aliases,

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from harness.architecture import vision
+from harness.architecture import images, vision
 from harness.architecture.component import Component
+from harness.architecture.images import Item
 from harness.architecture.reader import Reader, show
 from harness.errors import UsageError
 
@@ -18,12 +19,15 @@ class Vision:
 
     ``heads``: of the tower, which ranks divide; None: each holds it whole. ``modalities``: those that go through it.
     ``data``: whether it knows ``mm_encoder_tp_mode: data``, and ``falls_back`` to that where heads don't divide.
+    ``items``: the largest of each modality, where it is known; ``levels``: of deepstack, each as wide as the decoder.
     """
 
     heads: int | None
     modalities: tuple[str, ...]
     data: bool
     falls_back: bool = False
+    items: tuple[tuple[str, Item], ...] = ()
+    levels: int = 0
 
     def ranks(self, tp: int, mode: str) -> int:
         """How many of ``tp`` ranks share one tower."""
@@ -52,6 +56,7 @@ class Wrapper:
     data: bool = False
     falls_back: bool = False
     position_factor: int = 1
+    items: Callable[[Reader, Reader], dict[str, Item]] | None = None
 
 
 _MISTRAL = (("mistral", "MistralForCausalLM"), ("ministral3", "MistralForCausalLM"))
@@ -60,38 +65,42 @@ _LLAVA = (
     ("granite", "GraniteForCausalLM"),
 )  # fmt: skip
 
-_QWEN = Wrapper("", vision.qwen3_vl, heads="num_heads", modalities=("image", "video"), data=True)
+_QWEN = Wrapper(
+    "", vision.qwen3_vl, heads="num_heads", modalities=("image", "video"), data=True, items=images.qwen3
+)  # fmt: skip
 
 WRAPPERS: dict[str, Wrapper] = {
     "Qwen2VLForConditionalGeneration": replace(
-        _QWEN, text="Qwen2ForCausalLM", tower=vision.qwen2_vl, defaults="qwen2_vl", position_factor=4
+        _QWEN, text="Qwen2ForCausalLM", tower=vision.qwen2_vl, defaults="qwen2_vl", position_factor=4,
+        items=images.qwen2,
     ),
     "Qwen2_5_VLForConditionalGeneration": replace(
-        _QWEN, text="Qwen2ForCausalLM", tower=vision.qwen2_5_vl, defaults="qwen2_5_vl", position_factor=4
+        _QWEN, text="Qwen2ForCausalLM", tower=vision.qwen2_5_vl, defaults="qwen2_5_vl", position_factor=4,
+        items=images.qwen2,
     ),
     "Qwen3VLForConditionalGeneration": replace(_QWEN, text="Qwen3ForCausalLM"),
     "Qwen3VLMoeForConditionalGeneration": replace(_QWEN, text="Qwen3MoeForCausalLM"),
     "Qwen3_5ForConditionalGeneration": replace(_QWEN, text="Qwen3_5ForCausalLM"),
     "Qwen3_5MoeForConditionalGeneration": replace(_QWEN, text="Qwen3_5MoeForCausalLM"),
     "Glm4vForConditionalGeneration": replace(
-        _QWEN, text="Glm4ForCausalLM", tower=vision.glm4v, defaults="glm4v_vision", position_factor=4
+        _QWEN, text="Glm4ForCausalLM", tower=vision.glm4v, defaults="glm4v_vision", position_factor=4, items=None
     ),
     "Glm4vMoeForConditionalGeneration": replace(
-        _QWEN, text="Glm4MoeForCausalLM", tower=vision.glm4v, defaults="glm4v_moe_vision", position_factor=4
+        _QWEN, text="Glm4MoeForCausalLM", tower=vision.glm4v, defaults="glm4v_moe_vision", position_factor=4, items=None
     ),
-    "Gemma3ForConditionalGeneration": Wrapper("Gemma3ForCausalLM", vision.gemma3),
+    "Gemma3ForConditionalGeneration": Wrapper("Gemma3ForCausalLM", vision.gemma3, items=images.gemma3),
     "Gemma4ForConditionalGeneration": Wrapper(
-        "Gemma4ForCausalLM", vision.gemma4, heads=None, modalities=("image", "video")
+        "Gemma4ForCausalLM", vision.gemma4, heads=None, modalities=("image", "video"), items=images.gemma4
     ),
     "Llama4ForConditionalGeneration": Wrapper(
-        "Llama4ForCausalLM", vision.llama4, defaults="llama4_vision_model", data=True
+        "Llama4ForCausalLM", vision.llama4, defaults="llama4_vision_model", data=True, items=images.llama4
     ),
-    "Mistral3ForConditionalGeneration": Wrapper(_MISTRAL, vision.mistral3),
-    "LlavaForConditionalGeneration": Wrapper(_LLAVA, vision.llava),
-    "LlavaNextForConditionalGeneration": Wrapper(_LLAVA, vision.llava_next),
+    "Mistral3ForConditionalGeneration": Wrapper(_MISTRAL, vision.mistral3, items=images.mistral3),
+    "LlavaForConditionalGeneration": Wrapper(_LLAVA, vision.llava, items=images.llava),
+    "LlavaNextForConditionalGeneration": Wrapper(_LLAVA, vision.llava_next, items=images.llava_next),
     "KimiK25ForConditionalGeneration": Wrapper(
         "DeepseekV3ForCausalLM", vision.kimi_k25, "kimi_k25_vision", modalities=("vision_chunk",), data=True,
-        falls_back=True,
+        falls_back=True, items=images.kimi_k25,
     ),
 }  # fmt: skip
 
@@ -205,4 +214,8 @@ def tower(config: dict[str, Any], hidden: int) -> tuple[Vision, tuple[Component,
     whole = {**_defaults(row.defaults or inner.get("model_type")), **given}
     read = Reader(whole, {}, "vision_config.")
     heads = read.count(row.heads) if row.heads else None
-    return Vision(heads, row.modalities, row.data, row.falls_back), tuple(row.tower(read, hidden, Reader(config, {})))
+    outer = Reader(config, {})
+    items = tuple(row.items(read, outer).items()) if row.items else ()
+    levels = len(vision.deepstack_levels(read))
+    added = Vision(heads, row.modalities, row.data, row.falls_back, items, levels)
+    return added, tuple(row.tower(read, hidden, outer))

@@ -112,7 +112,7 @@ def qwen3_vl(vision: Reader, hidden: int, outer: Reader) -> Parts:
 
 def deepstack_levels(vision: Reader) -> list[int]:
     """The blocks whose features go to the decoder beside the last one's."""
-    value = vision.config.get("deepstack_visual_indexes") or []
+    value = vision.config.get("deepstack_visual_indexes") or []  # other towers have none
     if not isinstance(value, list) or not all(isinstance(i, int) for i in value):
         raise UsageError("config: vision_config.deepstack_visual_indexes: expected a list of layer numbers")
     return value
@@ -150,7 +150,7 @@ def _square_patches(name: str, vision: Reader, width: int, bias: bool) -> Parts:
 
 
 def siglip(vision: Reader, depth: int, post_norm: bool) -> Parts:
-    """SigLIP without its pooling head: ``depth`` of its layers."""
+    """``depth`` layers of SigLIP. transformers has its pooling head too, unless the config says otherwise."""
     width, inner = vision.count("hidden_size"), vision.count("intermediate_size")
     grid = vision.count("image_size") // vision.count("patch_size")
     yield from _square_patches("vision_tower.embeddings.patch_embedding", vision, width, bias=True)
@@ -158,6 +158,17 @@ def siglip(vision: Reader, depth: int, post_norm: bool) -> Parts:
     yield from _blocks("vision_tower.encoder.layers", depth, width, inner)
     if post_norm:
         yield from _norm("vision_tower.post_layernorm", width)
+    if vision.flag("vision_use_head", True):
+        yield from (replace(part, held=False) for part in _siglip_head(width, inner))
+
+
+def _siglip_head(width: int, inner: int) -> Parts:
+    yield _part("vision_tower.head.probe", (1, 1, width))
+    yield from _linear("vision_tower.head.attention.in_proj", 3 * width, width, "replicated")
+    yield from _linear("vision_tower.head.attention.out_proj", width, width, "replicated")
+    yield from _norm("vision_tower.head.layernorm", width)
+    yield from _linear("vision_tower.head.mlp.fc1", inner, width, "column")
+    yield from _linear("vision_tower.head.mlp.fc2", width, inner, "row")
 
 
 def gemma3(vision: Reader, hidden: int, outer: Reader) -> Parts:
@@ -243,7 +254,7 @@ def llava(vision: Reader, hidden: int, outer: Reader) -> Parts:
 
     transformers keeps the layers above it, and the norm at the end, which vLLM does not make.
     """
-    depth, chosen = vision.count("num_hidden_layers"), _feature_layers(vision, outer)
+    depth, chosen = vision.count("num_hidden_layers"), _feature_layers(vision, outer, default=-2)
     tower = _tower(vision)
     held = list(tower(vision, max(chosen), False))
     yield from held
@@ -267,7 +278,7 @@ def llava_next(vision: Reader, hidden: int, outer: Reader) -> Parts:
 def mistral3(vision: Reader, hidden: int, outer: Reader) -> Parts:
     """Mistral Small 3.1 on: Pixtral's tower, a norm, a merger that is whole on each rank, two matrices."""
     width, merge = vision.count("hidden_size"), outer.count("spatial_merge_size", default=2)
-    (depth,), bias = _feature_layers(vision, outer), outer.flag("multimodal_projector_bias", False)
+    (depth,), bias = _feature_layers(vision, outer, default=-1), outer.flag("multimodal_projector_bias", False)
     yield from pixtral(vision, depth, False)
     yield from _norm("multi_modal_projector.norm", width, bias=False)
     yield _part("multi_modal_projector.patch_merger.merging_layer.weight", (width, width * merge**2))
@@ -283,10 +294,10 @@ def _tower(vision: Reader) -> Any:
     return _TOWERS[kind]
 
 
-def _feature_layers(vision: Reader, outer: Reader) -> list[int]:
+def _feature_layers(vision: Reader, outer: Reader, default: int) -> list[int]:
     """The layers whose features are taken, counted from 1: ``vision_feature_layer``, one or several, -1 the last."""
-    depth, value = vision.count("num_hidden_layers"), outer.config.get("vision_feature_layer")
-    given = value if isinstance(value, list) else [-1 if value is None else value]
+    depth, value = vision.count("num_hidden_layers"), outer.config.get("vision_feature_layer", default)
+    given = value if isinstance(value, list) else [value]
     if not given or not all(type(i) is int and -depth <= i <= depth and i for i in given):
         raise UsageError(f"config: vision_feature_layer: expected layers of {depth}, got {show(value)}")
     return [i + depth + 1 if i < 0 else i for i in given]

@@ -29,6 +29,7 @@ the dtype, tp ranks:
   experts run in Triton kernels whose buffers are freed before the sampler: 0, chosen for what h100-019-51 and -52
   print. Leaves 0.02 GiB or less on h100-019-02, -51, -52, -53 and -66.
 - c is what is left: fitted on the first two rows of :data:`FITTED_ON`, checked on all others.
+- A vision tower adds what encoder.py says: what is kept of its pass lies under both paths, and the pass is a third one.
 - A stage of a pipeline also holds the hidden states and the residual that it is handed or hands on, 2*T*H*d,
   and the first one the embedding's output, T*H*d. Settled on h100-019-33 and -34, where it leaves 0.02 GiB.
 
@@ -39,6 +40,7 @@ from __future__ import annotations
 
 from harness.architecture import Architecture, padded_vocab
 from harness.catalog import Gpu
+from harness.predict.encoder import encoder
 from harness.predict.estimate import Estimate
 from harness.predict.settings import Settings
 from harness.units import MIB
@@ -73,7 +75,15 @@ def activation_peak(architecture: Architecture, settings: Settings, gpu: Gpu, st
     low_sampler, sampler, high_sampler = _sampler_path(architecture, settings, gpu) if last else (0, 0, 0)
     base = _handed(architecture, settings, stage) + experts_workspace(architecture, settings) + _constant(settings)
     peak, which = max((layers, "layers: 3THd + MLP"), (sampler, "sampler: THd + logits"))
-    low, high = max(layers, low_sampler) + base - BELOW, max(layers, high_sampler) + base + ABOVE
+    low, high = max(layers, low_sampler), max(layers, high_sampler)
+    seen = encoder(architecture, settings, stage)
+    if seen is not None:
+        peak, low, high = (getattr(seen.kept, end) + n for end, n in (("bytes", peak), ("low", low), ("high", high)))
+        which = f"{which}; {seen.words}"
+        if seen.tower.bytes > peak:
+            which = f"tower: {seen.words}"
+        peak, low, high = (max(getattr(seen.tower, e), n) for e, n in (("bytes", peak), ("low", low), ("high", high)))
+    low, high = low + base - BELOW, high + base + ABOVE
     if settings.model_runner == "v2":
         low, high = round(low - _V2_BELOW * peak), round(high + _V2_ABOVE * peak)
     return Estimate(

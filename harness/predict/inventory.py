@@ -13,7 +13,8 @@ from harness.predict.weights import stored
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the model, all layers together; ``parameters`` is 0 for what is held but not learned."""
+    """A part of the model, all layers together; ``parameters`` is 0 for what is held but not learned,
+    ``bytes`` for what the checkpoint has and vLLM does not make."""
 
     kind: str
     name: str
@@ -77,8 +78,8 @@ def inventory(config: dict[str, Any]) -> Inventory:
     dtype = quantization.main.dtype or ("bfloat16" if a.dtype == "float32" else a.dtype)
     size = DTYPE_BYTES[dtype]
     parts = []
-    for c in (c for c in a.components if c.held):
-        held = quantization.of(c, range(a.layers))
+    for c in a.components:
+        held = quantization.of(c, range(a.layers)) if c.held else []
         bytes_ = sum(copies * n for kind, copies in held for _, n in stored(c, a, kind, size))
         parts.append(Part(c.kind, c.name, a.copies(c), c.elements * a.copies(c) if c.counted else 0, bytes_))
     for positions, dims in a.rotary_shapes:

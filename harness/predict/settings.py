@@ -58,6 +58,8 @@ class Settings:
     defaults: EngineDefaults
     sees: bool  # whether a vision tower is made
     tower_ranks: int  # that share it
+    mm_limits: tuple[tuple[str, int], ...]  # most items of each modality in a prompt, where that is said
+    skip_mm_profiling: bool
 
     @property
     def weight_format(self) -> WeightFormat:
@@ -117,6 +119,8 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
         defaults=defaults,
         sees=sees,
         tower_ranks=tower_ranks,
+        mm_limits=tuple((engine.limit_mm_per_prompt or {}).items()),
+        skip_mm_profiling=engine.skip_mm_profiling,
     )
 
 

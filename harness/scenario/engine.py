@@ -64,6 +64,7 @@ class Engine(Part):
     mm_encoder_tp_mode: Literal["weights", "data"] = Field(
         "weights", description="whether ranks split the vision tower's weights, or each holds them whole"
     )
+    skip_mm_profiling: bool = Field(False, description="profile a multimodal model without its vision tower")
     scheduling_policy: Literal["fcfs"] = Field("fcfs", description="first come, first served (priority: not yet)")
 
 

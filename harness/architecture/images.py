@@ -1,0 +1,145 @@
+"""The largest image or video that a tower may be handed: what vLLM profiles it with.
+
+Sources: ``get_mm_max_tokens_per_item`` and the dummy inputs of each class in vllm/model_executor/models, 0.32. How
+large an image may be is often not in config.json but in the processor's: those limits are the families' published
+preprocessor_config.json's, and a checkpoint that changed them is profiled otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import ceil, sqrt
+
+from harness.architecture.reader import Reader, show
+from harness.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image or video. ``tokens``: of the budget; ``rows``: embeddings that it becomes in the decoder.
+
+    ``elements``: its pixels as the tower takes them; ``patches``: rows inside the tower. ``steps``: how often a video
+    may repeat that, while it fits max_model_len.
+    """
+
+    tokens: int
+    rows: int
+    elements: int
+    patches: int
+    steps: int = 1
+
+    def largest(self, max_model_len: int) -> Item:
+        """The item with as many steps as fit ``max_model_len``, at least one."""
+        n = max(1, min(self.steps, max_model_len // self.tokens))
+        return replace(self, tokens=n * self.tokens, rows=n * self.rows, elements=n * self.elements,
+                       patches=n * self.patches, steps=1)  # fmt: skip
+
+
+def _image(tokens: int, elements: int, patches: int, steps: int = 1) -> Item:
+    return Item(tokens, tokens, elements, patches, steps)
+
+
+# Pixels of the largest image (Qwen2-VL, Qwen2.5-VL: max_pixels; Qwen3-VL, Qwen3.5: size.longest_edge), and of the
+# largest video of Qwen3-VL, both frames of a step together.
+_QWEN2_PIXELS, _QWEN3_PIXELS, _QWEN3_VIDEO_PIXELS = 12_845_056, 16_777_216, 25_165_824
+_QWEN2_FRAMES = 14  # _MAX_FRAMES_PER_VIDEO, qwen2_vl.py
+
+
+def _qwen(vision: Reader, pixels: int, steps: int = 1) -> Item:
+    patch, merge, frames = vision.count("patch_size"), vision.count("spatial_merge_size"), 2
+    tokens = pixels // (patch * merge) ** 2
+    patches = tokens * merge**2
+    return _image(tokens, patches * vision.count("in_channels", default=3) * frames * patch**2, patches, steps)
+
+
+def qwen2(vision: Reader, outer: Reader) -> dict[str, Item]:
+    """Qwen2-VL and 2.5-VL: a video has as many frames as fit max_model_len, two a step, 14 at most."""
+    return {"image": _qwen(vision, _QWEN2_PIXELS), "video": _qwen(vision, _QWEN2_PIXELS, _QWEN2_FRAMES // 2)}
+
+
+def qwen3(vision: Reader, outer: Reader) -> dict[str, Item]:
+    """Qwen3-VL and Qwen3.5: a video's pixels are those of all its frames."""
+    return {"image": _qwen(vision, _QWEN3_PIXELS), "video": _qwen(vision, _QWEN3_VIDEO_PIXELS // 2)}
+
+
+def gemma3(vision: Reader, outer: Reader) -> dict[str, Item]:
+    """Gemma 3: every image is one square, pooled to 256 tokens."""
+    size, patch = vision.count("image_size"), vision.count("patch_size")
+    tokens = outer.count("mm_tokens_per_image", default=256)
+    return {"image": _image(tokens, 3 * size**2, (size // patch) ** 2)}
+
+
+# gemma4_mm.py: frames of a video, tokens of a frame, marks around it.
+_GEMMA4_FRAMES, _GEMMA4_FRAME_TOKENS, _GEMMA4_AROUND = 32, 70, 8
+
+
+def gemma4(vision: Reader, outer: Reader) -> dict[str, Item]:
+    """Gemma 4: 280 tokens an image, 32 frames of 70 a video."""
+    tokens, pool = vision.count("default_output_length", default=280), vision.count("pooling_kernel_size") ** 2
+    pixels, frames, frame = 3 * vision.count("patch_size") ** 2, _GEMMA4_FRAMES, _GEMMA4_FRAME_TOKENS
+    patches = frames * frame * pool
+    return {
+        "image": _image(tokens, tokens * pool * pixels, tokens * pool),
+        "video": Item(frames * (frame + _GEMMA4_AROUND), frames * frame, patches * pixels, patches),
+    }
+
+
+_LLAMA4_TILES = 16  # max_patches of its processor
+
+
+def llama4(vision: Reader, outer: Reader) -> dict[str, Item]:
+    """Llama 4: 16 tiles and a small picture of the whole, each pooled by four."""
+    size, patch, tiles = vision.count("image_size"), vision.count("patch_size"), _LLAMA4_TILES + 1
+    grid = (size // patch) ** 2
+    return {"image": _image(tiles * (grid // 4), tiles * 3 * size**2, tiles * (grid + 1))}
+
+
+def mistral3(vision: Reader, outer: Reader) -> dict[str, Item]:
+    """Mistral Small 3: one square of the largest size; a token for each merged patch."""
+    size, patch = vision.count("image_size"), vision.count("patch_size")
+    merge = outer.count("spatial_merge_size", default=2)
+    side = ceil(size / (patch * merge))
+    return {"image": _image(side**2, 3 * (side * patch * merge) ** 2, (side * merge) ** 2)}
+
+
+def llava(vision: Reader, outer: Reader) -> dict[str, Item]:
+    """LLaVA: one square; the class token of CLIP is dropped."""
+    size, patch = vision.count("image_size"), vision.count("patch_size")
+    grid = (size // patch) ** 2
+    return {"image": _image(grid, 3 * size**2, grid + 1)}
+
+
+def llava_next(vision: Reader, outer: Reader) -> dict[str, Item]:
+    """LLaVA-NeXT: tiles of the largest pinpoint, a mark at the end of each row, and the whole once more."""
+    size, patch = vision.count("image_size"), vision.count("patch_size")
+    side = size // patch
+    best = max(_pinpoints(outer), key=lambda p: _tiles(p, size)[0] * (_tiles(p, size)[1] * side + 1))
+    rows, columns = _tiles(best, size)
+    tokens = side**2 + rows * side * (columns * side + 1)
+    tiles = rows * columns + 1
+    return {"image": _image(tokens, tiles * 3 * size**2, tiles * (side**2 + 1))}
+
+
+def _tiles(pinpoint: tuple[int, int], size: int) -> tuple[int, int]:
+    return pinpoint[0] // size, pinpoint[1] // size
+
+
+def _pinpoints(outer: Reader) -> list[tuple[int, int]]:
+    value = outer.config.get("image_grid_pinpoints")
+    if not isinstance(value, list) or not value or not all(
+        isinstance(p, list) and len(p) == 2 and all(type(n) is int and n > 0 for n in p) for p in value
+    ):  # fmt: skip
+        raise UsageError(f"config: image_grid_pinpoints: expected pairs of height and width, got {show(value)}")
+    return [(p[0], p[1]) for p in value]
+
+
+_KIMI_PATCHES, _KIMI_SIDE = 16_384, 3000  # in_patch_limit; MaxImageTokenMeta of kimi_k25.py
+
+
+def kimi_k25(vision: Reader, outer: Reader) -> dict[str, Item]:
+    """Kimi K2.5: a square of 3,000 pixels, scaled down to the patch limit and padded to whole tokens."""
+    patch = vision.count("patch_size")
+    scaled = int(_KIMI_SIDE * min(1.0, sqrt(_KIMI_PATCHES) / (_KIMI_SIDE // patch)))
+    side = ceil(scaled / (2 * patch))
+    patches = (2 * side) ** 2
+    return {"vision_chunk": _image(side**2, patches * 3 * patch**2, patches)}
