@@ -44,8 +44,8 @@ class Answer:
 class Client:
     """HTTP to one server. Use as an async context manager."""
 
-    def __init__(self, url: str, key: str, model: str) -> None:
-        self._url, self._key, self._model = url, key, model
+    def __init__(self, url: str, key: str, model: str, logprobs: int | None = None) -> None:
+        self._url, self._key, self._model, self._logprobs = url, key, model, logprobs
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Client:
@@ -119,6 +119,7 @@ class Client:
             "stream": True,
             "stream_options": {"include_usage": True},
             **({"return_token_ids": True} if keep_ids else {}),
+            **({} if self._logprobs is None else {"logprobs": self._logprobs}),
         }
         sent, first = time.monotonic_ns(), None
         pieces: list[str] = []

@@ -29,6 +29,7 @@ class Term(StrEnum):
 
     WEIGHTS = "weights"
     RUNTIME_AT_INIT = "runtime_at_init"
+    OTHER_PROCESSES = "other_processes"  # where a scenario states them
     NON_TORCH_INCREASE = "non_torch_increase"
     ACTIVATION_PEAK = "activation_peak"
     CUDA_GRAPHS = "cuda_graphs"
@@ -46,10 +47,11 @@ ADDITIVE = (
     Term.ACTIVATION_PEAK,
     Term.CUDA_GRAPHS,
     Term.KV_AVAILABLE,
+    Term.OTHER_PROCESSES,
     Term.UNATTRIBUTED,
 )
 # The terms that every account states (null where unknown).
-STATED = ADDITIVE[:-1]
+STATED = ADDITIVE[:-2]
 
 
 @dataclass(frozen=True)

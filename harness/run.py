@@ -206,7 +206,7 @@ class _Run:
         self.server.start()
         self.memory = MemorySampler(self.server.guard_pid, self.table("memory"))
         self.memory.start()
-        async with Client(self.server.url, self.server.key, vllm.SERVED_NAME) as client:
+        async with Client(self.server.url, self.server.key, vllm.SERVED_NAME, self.load.logprobs) as client:
             started = await self._wait_healthy(client)
             if started is not None:
                 return started

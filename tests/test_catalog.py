@@ -39,7 +39,7 @@ def test_no_alias_names_two_gpus_or_two_models():
     [
         ("h1000-sxm-80gb", "did you mean 'h100-sxm-80gb'?"),
         ("a100", "say which of a100-pcie-40gb, a100-sxm-40gb, a100-pcie-80gb, a100-sxm-80gb"),
-        ("gb10", "unknown GPU 'gb10'"),
+        ("gh300", "unknown GPU 'gh300'"),
     ],
 )
 def test_an_unknown_gpu_is_an_error_with_near_names(name: str, said: str):
@@ -48,13 +48,30 @@ def test_an_unknown_gpu_is_an_error_with_near_names(name: str, said: str):
     assert "`bench gpus` lists them" in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["gb10", "DGX Spark", "Jetson AGX Orin"])
+def test_a_gpu_that_shares_its_memory_is_refused_with_the_reason(name: str):
+    with pytest.raises(UsageError, match="shares its memory with the CPU: NVML states no total there"):
+        catalog.gpu(name)
+
+
+def test_slices_have_their_own_memory_and_multiprocessors():
+    card = catalog.gpu("h100")
+    part = catalog.mig_slice(card, "3g.40gb")
+    assert (part.memory_bytes, part.multiprocessors, part.bandwidth_bytes_per_s) == (round(39.5 * 2**30), 60, None)
+    assert part.memory_source.startswith("https://") and catalog.mig_profiles(card.name)[0] == "1g.10gb"
+    with pytest.raises(UsageError, match=r"'3g.30gb' of h100-sxm-80gb; did you mean '3g.40gb'\? \(known: 1g.10gb"):
+        catalog.mig_slice(card, "3g.30gb")
+    with pytest.raises(UsageError, match="no slice of it has a sourced size"):
+        catalog.mig_slice(catalog.gpu("t4"), "1g.2gb")
+
+
 @given(st.text(max_size=60))
 def test_any_text_is_a_known_name_or_a_usage_error(name: str):
     for look_up in (catalog.gpu, catalog.model_config, catalog.weight_format):
         try:
             assert look_up(name)
         except UsageError as error:
-            assert "unknown" in str(error) or "a group holds" in str(error)
+            assert any(said in str(error) for said in ("unknown", "a group holds", "shares its memory"))
 
 
 def test_every_gpu_figure_has_a_source_or_is_null():

@@ -36,7 +36,10 @@ FORMATS = (
     f"(known: {', '.join(catalog.weight_format_names())}; those of int4 and the packed ones of int8 may end in their "
     "group size, such as awq-int4-g128, or in -channel)"
 )
-LIMITS = "(known: kv_cache, weights, runtime_at_init, non_torch_increase, activation_peak, cuda_graphs, memory, engine)"
+LIMITS = (
+    "(known: kv_cache, weights, runtime_at_init, other_processes, non_torch_increase, activation_peak, cuda_graphs, "
+    "memory, engine)"
+)
 ENGINE, USERS, GPU = "max_model_len: 8192", "users: 4", "{name: h100-sxm-80gb}"
 PROMPT, CLOSED = "prompt_tokens: 100", "shape: closed"
 

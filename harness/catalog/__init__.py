@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
@@ -23,6 +22,7 @@ from harness.catalog.engines import (
     oldest_version,
     version_key,
 )
+from harness.catalog.gpus import Gpu, gpu, gpus, mig_profiles, mig_slice, unknown
 from harness.errors import UsageError, nearest
 
 DEFAULT_VLLM = "0.33"
@@ -30,34 +30,10 @@ _FOLDER = Path(__file__).parent
 
 __all__ = [
     "CHECKED", "DEFAULT_VLLM", "CpuRuntime", "EngineDefaults", "Gpu", "V2Runner", "WeightFormat", "checked_version",
-    "cpu_batch_defaults", "cpu_runtime", "engine_defaults", "gpu", "gpus", "knows_model", "model_config", "model_facts",
-    "model_names", "oldest_version", "version_key", "weight_format", "weight_format_names",
+    "cpu_batch_defaults", "cpu_runtime", "engine_defaults", "gpu", "gpus", "knows_model", "mig_profiles", "mig_slice",
+    "model_config", "model_facts", "model_names", "oldest_version", "version_key", "weight_format",
+    "weight_format_names",
 ]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A GPU. Bytes, bytes/s, FLOP/s (dense); None: no source was found.
-
-    ``memory_bytes`` is NVML's total (what nvidia-smi prints), ``cuda_total_bytes`` what CUDA sees: the
-    figure that vLLM multiplies by ``gpu_memory_utilization``.
-    """
-
-    name: str
-    title: str
-    memory_bytes: int
-    aliases: tuple[str, ...] = ()
-    memory_source: str = ""
-    cuda_total_bytes: int | None = None
-    cuda_total_source: str | None = None
-    bandwidth_bytes_per_s: int | None = None
-    bf16_flops: int | None = None
-    fp8_flops: int | None = None
-    compute_capability: str | None = None
-    multiprocessors: int | None = None
-    multiprocessors_source: str | None = None
-    sources: tuple[str, ...] = ()
-    notes: str = ""
 
 
 @dataclass(frozen=True)
@@ -102,40 +78,6 @@ def _data(file: str) -> Any:
     return json.loads((_FOLDER / file).read_text(encoding="utf-8"))
 
 
-def _unknown(kind: str, name: str, known: Iterable[str], command: str) -> UsageError:
-    shown = name if len(name) <= 80 else name[:77] + "..."
-    return UsageError(f"unknown {kind} {shown!r}{nearest(name, known)} (`bench {command}` lists them)")
-
-
-# -- GPUs ------------------------------------------------------------------------------------------
-
-
-@cache
-def gpus() -> tuple[Gpu, ...]:
-    """All GPUs of the catalogue, smallest memory first."""
-    rows = [Gpu(**{**row, "aliases": tuple(row["aliases"]), "sources": tuple(row["sources"])}) for row in
-            _data("gpus.json")["gpus"]]  # fmt: skip
-    return tuple(sorted(rows, key=lambda g: (g.memory_bytes, g.name)))
-
-
-@cache
-def _gpu_names() -> dict[str, Gpu]:
-    return {alias.lower(): g for g in gpus() for alias in (g.name, g.title, *g.aliases)}
-
-
-def gpu(name: str) -> Gpu:
-    """The GPU called ``name`` (or one of its aliases). Raises UsageError for an unknown one."""
-    plain = name.strip().lower()
-    found = _gpu_names().get(plain)
-    if found is not None:
-        return found
-    # "a100" names four cards that differ in memory: ask, don't guess.
-    kin = [g.name for g in gpus() if g.name.startswith(plain + "-")]
-    if kin:
-        raise UsageError(f"unknown GPU {plain!r}: say which of {', '.join(kin)} (`bench gpus` lists them)")
-    raise _unknown("GPU", name, [g.name for g in gpus()], "gpus")
-
-
 # -- models ----------------------------------------------------------------------------------------
 
 
@@ -159,7 +101,7 @@ def model_config(name: str) -> dict[str, Any]:
     """The config of the model called ``name``, with the keys of its config.json. Raises UsageError."""
     key = _model_index().get(name.strip().lower())
     if key is None:
-        raise _unknown("model", name, model_names(), "models")
+        raise unknown("model", name, model_names(), "models")
     return dict(_data("models.json")["models"][key]["config"])
 
 
@@ -176,7 +118,7 @@ def model_facts(name: str) -> dict[str, Any]:
     key of :data:`CHECKED`). Raises UsageError."""
     key = _model_index().get(name.strip().lower())
     if key is None:
-        raise _unknown("model", name, model_names(), "models")
+        raise unknown("model", name, model_names(), "models")
     row = _data("models.json")["models"][key]
     return {"name": key, **{k: v for k, v in row.items() if k != "config"}}
 

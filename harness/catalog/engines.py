@@ -45,6 +45,7 @@ class EngineDefaults:
     max_num_batched_tokens: int
     chunked_prefill_tokens: int
     checks_free_memory: bool  # whether it refuses to start where less is free than requested
+    counts_all_in_use: bool  # whether all that is not PyTorch's is taken off the budget, the context and others' too
     v2_runner: V2Runner | None
     sampler: Sampler
     experts_workspace_kept: bool  # made once and kept, or for each layer anew

@@ -68,6 +68,8 @@ def _ledger(given: Grant, figures: LoadFigures) -> Ledger:
         (Term.CUDA_GRAPHS, b.graphs),
         (Term.KV_AVAILABLE, _granted(given)),
     ]
+    if b.others:
+        terms.append((Term.OTHER_PROCESSES, Estimate.exact(b.others, "gpu.in_use")))
     entries = [Entry(Phase.IDLE, DEVICE, t, e.bytes, e.low, e.high, e.source) for t, e in terms]
     entries.append(_total(given, [e for _, e in terms]))
     if figures.peak_blocks_used is not None:
@@ -107,7 +109,7 @@ def _notes(
         notes.append(
             f"The terms are those of pipeline stage {stage} (from 0), which is left the fewest blocks."
         )
-    if chosen.model_runner == "v2" and given.refusal is None:
+    if chosen.model_runner == "v2" and given.refusal is None and not chosen.defaults.v2_sampler_profiled:
         notes.append(
             "Model Runner V2 profiles its sampler without top-k, top-p and logprobs: a load that asks for "
             f"them takes up to {gib(chosen.max_num_seqs * architecture.vocab * 4)} GiB for each float32 copy "

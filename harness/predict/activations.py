@@ -93,14 +93,15 @@ def activation_peak(architecture: Architecture, settings: Settings, gpu: Gpu, st
     )  # fmt: skip
 
 
-def _hidden_states(architecture: Architecture, settings: Settings) -> int:
+def hidden_states(architecture: Architecture, settings: Settings) -> int:
+    """Bytes of T tokens' hidden states."""
     return settings.max_num_batched_tokens * architecture.hidden * settings.dtype_bytes
 
 
 def _handed(architecture: Architecture, settings: Settings, stage: int) -> int:
     if settings.pipeline_parallel_size == 1:
         return 0
-    return (2 if stage else 3) * _hidden_states(architecture, settings)
+    return (2 if stage else 3) * hidden_states(architecture, settings)
 
 
 def _layers_path(architecture: Architecture, settings: Settings) -> int:
@@ -108,7 +109,7 @@ def _layers_path(architecture: Architecture, settings: Settings) -> int:
     width = architecture.dense_width // settings.tensor_parallel_size
     mlp = (3 if architecture.gated else 2) * tokens * width * settings.dtype_bytes
     experts = 0 if settings.defaults.experts_workspace_kept else _experts_of_a_layer(architecture, settings)
-    return 3 * _hidden_states(architecture, settings) + max(mlp, experts)
+    return 3 * hidden_states(architecture, settings) + max(mlp, experts)
 
 
 def _experts_of_a_layer(architecture: Architecture, settings: Settings) -> int:
@@ -138,7 +139,7 @@ def _constant(settings: Settings) -> int:
 def _sampler_path(architecture: Architecture, settings: Settings, gpu: Gpu) -> tuple[int, int, int]:
     """(low, likely, high) bytes."""
     rows, vocab, d = profiled_rows(settings), architecture.vocab, settings.dtype_bytes
-    hidden, defaults = _hidden_states(architecture, settings), settings.defaults
+    hidden, defaults = hidden_states(architecture, settings), settings.defaults
     if settings.model_runner == "v2":
         logits = hidden + rows * padded_vocab(vocab) * d
         if not defaults.v2_sampler_profiled:

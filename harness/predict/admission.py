@@ -36,6 +36,7 @@ class Budget:
     stage: int
     cuda_total: Estimate
     init: Estimate
+    others: int  # other processes on the device
     weights: Estimate
     non_torch: Estimate
     activation: Estimate
@@ -44,6 +45,16 @@ class Budget:
     profiled: Estimate  # what the profile leaves for KV
     available: Estimate  # the same, unless the pool is set by hand
     block_bytes: int
+
+    @property
+    def free(self) -> int:
+        """What is free when vLLM reads it, before the weights; negative where there is not room for as much."""
+        return self.cuda_total.bytes - self.init.bytes - self.others
+
+    @property
+    def outside(self) -> int:
+        """What is on the device and not of PyTorch's allocator, once the engine has profiled."""
+        return self.init.bytes + self.others + self.non_torch.bytes
 
     @property
     def blocks(self) -> int:
@@ -102,11 +113,11 @@ def budget(architecture: Architecture, settings: Settings, gpu: Gpu, stage: int)
         overhead.cuda_graphs(architecture, settings, stage),
     )
     requested = _requested(total, settings.gpu_memory_utilization)
-    profiled = _profiled(requested, parts, settings)
+    init = overhead.runtime_at_init(settings, gpu)
+    profiled = _profiled(requested, parts, init, settings)
     block = kv_cache.bytes_per_block(architecture, settings, stage)
     available = _by_hand(settings, block) or profiled
-    init = overhead.runtime_at_init(settings, gpu)
-    return Budget(stage, total, init, *parts, requested, profiled, available, block)
+    return Budget(stage, total, init, settings.in_use, *parts, requested, profiled, available, block)
 
 
 def _requested(total: Estimate, share: float) -> Estimate:
@@ -114,15 +125,19 @@ def _requested(total: Estimate, share: float) -> Estimate:
     return Estimate(likely, low, high, f"ceil(cuda_total x {share})")
 
 
-def _profiled(requested: Estimate, parts: tuple[Estimate, ...], settings: Settings) -> Estimate:
-    in_budget = settings.defaults.graphs_in_budget
+def _profiled(requested: Estimate, parts: tuple[Estimate, ...], init: Estimate, settings: Settings) -> Estimate:
+    in_budget, all_in_use = settings.defaults.graphs_in_budget, settings.defaults.counts_all_in_use
     counted = parts if in_budget else parts[:-1]
+    words = "requested - weights - non_torch_increase - activation_peak"
+    if all_in_use:
+        # V1 before 0.9.1 subtracts all that is not PyTorch's, whosever it is.
+        counted = (*counted, init, Estimate.exact(settings.in_use, "gpu.in_use"))
+        words += " - runtime_at_init - other_processes"
     return Estimate(
         requested.bytes - sum(p.bytes for p in counted),
         requested.low - sum(p.high for p in counted),
         requested.high - sum(p.low for p in counted),
-        "requested - weights - non_torch_increase - activation_peak"
-        + (" - cuda_graphs" if in_budget else ""),
+        words + (" - cuda_graphs" if in_budget else ""),
     )
 
 
@@ -154,7 +169,7 @@ def _distinct_stages(architecture: Architecture, settings: Settings) -> list[int
 def _refusal(
     architecture: Architecture, settings: Settings, b: Budget, needed: int, check: int
 ) -> Refusal | None:
-    free = b.cuda_total.bytes - b.init.bytes
+    free = b.free
     if free < b.requested.bytes and settings.defaults.checks_free_memory:
         return Refusal(_not_free(settings, b, free), Term.RUNTIME_AT_INIT)
     if b.weights.bytes > free:
@@ -246,7 +261,7 @@ def _oom(total: int, outside: int, allocated: int, tried: int) -> str:
 
 def load_oom(architecture: Architecture, settings: Settings, b: Budget) -> str:
     """The error of the first weight that finds no room: embeddings, layer after layer, then the rest."""
-    free, allocated = b.cuda_total.bytes - b.init.bytes, 0
+    free, allocated = b.free, 0
     parts = list(tensors(architecture, settings, b.stage))
     layer = [t for t in parts if t.in_layer]
     before = [t for t in parts if t.name.startswith("embed")]
@@ -257,7 +272,7 @@ def load_oom(architecture: Architecture, settings: Settings, b: Budget) -> str:
         if allocated + _segment(tensor.bytes) > free:
             break
         allocated += tensor.bytes
-    return _oom(b.cuda_total.bytes, b.init.bytes, allocated, tensor.bytes)
+    return _oom(b.cuda_total.bytes, b.init.bytes + b.others, allocated, tensor.bytes)
 
 
 def profile_oom(architecture: Architecture, settings: Settings, b: Budget) -> str:
@@ -266,7 +281,7 @@ def profile_oom(architecture: Architecture, settings: Settings, b: Budget) -> st
     mlp = settings.max_num_batched_tokens * width * settings.dtype_bytes
     per_logit = 4 if settings.model_runner == "v1" else settings.dtype_bytes
     logits = activations.profiled_rows(settings) * architecture.vocab * per_logit
-    outside = b.init.bytes + b.non_torch.bytes
+    outside = b.outside
     free = max(b.cuda_total.bytes - outside, 0)
     tried = max(mlp, logits)
     allocated = min(max(free - tried + 1, b.weights.bytes), free)
@@ -276,7 +291,7 @@ def profile_oom(architecture: Architecture, settings: Settings, b: Budget) -> st
 def start_oom(architecture: Architecture, settings: Settings, b: Budget) -> str:
     """The error of a start that takes more than the device has: a layer's KV tensor where the pool alone does
     not fit, else the sampler's float32 logits, tried when all the rest is there."""
-    outside = b.init.bytes + b.non_torch.bytes
+    outside = b.outside
     free = max(b.cuda_total.bytes - outside, 0)
     pool = b.blocks * b.block_bytes
     tensor = pool // max(stage_layers(architecture.layers, settings.pipeline_parallel_size)[b.stage], 1)

@@ -8,7 +8,7 @@ from harness.ledger import LoadFigures, Rung, RungName, Term
 from harness.predict import kv_cache, unprofiled
 from harness.predict.admission import KV_CACHE, Budget, Grant
 from harness.predict.settings import Settings
-from harness.scenario import Engine, Load, Scenario, longest_request
+from harness.scenario import Engine, Load, Scenario, longest_prompt, longest_request
 from harness.units import gib
 
 
@@ -24,6 +24,7 @@ def rungs(
         holds = Rung(RungName.HOLDS, None, reason="the scenario states no load")
     elif starts.holds:
         holds, figures = judge_load(scenario.load, scenario.engine, architecture, settings, grant)
+        holds = _beside_prompts(scenario.load, architecture, settings, grant) or holds
     else:
         holds = not_reached(RungName.HOLDS)
     return (loads, admits, starts, holds), figures
@@ -35,15 +36,16 @@ def not_reached(name: str) -> Rung:
 
 
 def _loads(b: Budget) -> Rung:
-    margin = b.cuda_total.bytes - b.init.bytes - b.weights.bytes
+    margin = b.free - b.weights.bytes
+    others = f" and {gib(b.others)} of other processes" if b.others else ""
     return Rung(
         RungName.LOADS,
         margin >= 0,
         margin,
         Term.WEIGHTS,
-        b.cuda_total.low - b.init.high - b.weights.high,
-        b.cuda_total.high - b.init.low - b.weights.low,
-        f"weights {gib(b.weights.bytes)} and runtime {gib(b.init.bytes)} of {gib(b.cuda_total.bytes)} GiB",
+        b.cuda_total.low - b.init.high - b.others - b.weights.high,
+        b.cuda_total.high - b.init.low - b.others - b.weights.low,
+        f"weights {gib(b.weights.bytes)} and runtime {gib(b.init.bytes)}{others} of {gib(b.cuda_total.bytes)} GiB",
     )
 
 
@@ -60,7 +62,7 @@ def judge_admission(grant: Grant, settings: Settings) -> Rung:
         reason = f"{gib(b.available.bytes)} GiB for KV, {one}"
         return Rung(RungName.ADMITS, True, margin, KV_CACHE, low, high, reason)
     if refusal.term == Term.RUNTIME_AT_INIT:
-        free = b.cuda_total.bytes - b.init.bytes
+        free = b.free
         margin = free - b.requested.bytes
         low, high = margin - (b.init.high - b.init.bytes), margin + (b.init.bytes - b.init.low)
         reason = f"{gib(b.requested.bytes)} GiB requested, {gib(free)} free at start"
@@ -74,16 +76,15 @@ def judge_admission(grant: Grant, settings: Settings) -> Rung:
 def _starts(architecture: Architecture, settings: Settings, grant: Grant) -> Rung:
     """Whether all that the device holds after the start fits, what lies outside the budget included."""
     b = grant.budget
-    warm_up = 0
-    if b.stage == settings.pipeline_parallel_size - 1:
-        warm_up = unprofiled.warm_up(architecture, settings) + unprofiled.uncounted_state(architecture, settings)
-    used = b.blocks * b.block_bytes + warm_up
-    used += sum(p.bytes for p in (b.init, b.weights, b.non_torch, b.activation, b.graphs))
+    state, warm_up = _sampling(architecture, settings, b)
+    warm_up += state
+    used = _on_device(b) + warm_up
     margin = b.cuda_total.bytes - used
     low, high = _starts_interval(b, settings, warm_up)
     graphs = b.graphs.high - b.graphs.bytes if settings.defaults.graphs_in_budget else b.graphs.bytes
     outside = {
         Term.RUNTIME_AT_INIT: b.init.bytes,
+        Term.OTHER_PROCESSES: b.others,
         Term.CUDA_GRAPHS: graphs,
         Term.ACTIVATION_PEAK: warm_up,
     }
@@ -93,13 +94,47 @@ def _starts(architecture: Architecture, settings: Settings, grant: Grant) -> Run
     return Rung(RungName.STARTS, margin >= 0, margin, limited, low, high, reason)
 
 
+def _on_device(b: Budget) -> int:
+    """Bytes on the device when the pool is there and a step of the profile's size runs."""
+    return b.others + b.blocks * b.block_bytes + sum(
+        p.bytes for p in (b.init, b.weights, b.non_torch, b.activation, b.graphs)
+    )
+
+
+def _sampling(architecture: Architecture, settings: Settings, b: Budget) -> tuple[int, int]:
+    """(state that no term counts, what the warm-up takes), bytes; on the last stage alone."""
+    if b.stage != settings.pipeline_parallel_size - 1:
+        return 0, 0
+    return unprofiled.uncounted_state(architecture, settings), unprofiled.warm_up(architecture, settings)
+
+
+def _beside_prompts(load: Load, architecture: Architecture, settings: Settings, grant: Grant) -> Rung | None:
+    """HOLDS failed by the log probabilities of prompts, which no profile holds; None where they fit or aren't asked."""
+    if load.prompt_logprobs is None or settings.model_runner == "v0":
+        return None
+    b = grant.budget
+    state, _ = _sampling(architecture, settings, b)
+    free = b.cuda_total.bytes - _on_device(b) - state
+    taken = unprofiled.prompt_logprobs(architecture, settings, longest_prompt(load))
+    extra = max(taken.bytes - b.activation.bytes, 0)
+    if extra <= free:
+        return None
+    low, high = free + b.activation.low - taken.high, free + b.activation.high - taken.low
+    reason = (
+        f"prompt_logprobs takes {gib(taken.bytes)} GiB ({taken.source}), {gib(extra)} beyond the profile's peak; "
+        f"{gib(free)} are free beside the pool"
+    )
+    return Rung(RungName.HOLDS, False, free - extra, Term.ACTIVATION_PEAK, low, high, reason)
+
+
 def _by_hand(settings: Settings) -> bool:
     return settings.kv_cache_memory_bytes is not None or settings.num_gpu_blocks_override is not None
 
 
 def _starts_interval(b: Budget, settings: Settings, warm_up: int) -> tuple[int, int]:
     """(low, high). A granted pool shrinks as the profiled terms grow: what lies outside is uncertain."""
-    low, high = b.cuda_total.low - b.init.high - warm_up, b.cuda_total.high - b.init.low
+    low = b.cuda_total.low - b.init.high - b.others - warm_up
+    high = b.cuda_total.high - b.init.low - b.others
     if _by_hand(settings):
         pool, parts = b.blocks * b.block_bytes, (b.weights, b.non_torch, b.activation, b.graphs)
         return low - pool - sum(p.high for p in parts), high - pool - sum(p.low for p in parts)

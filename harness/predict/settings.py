@@ -53,6 +53,7 @@ class Settings:
     in_flight_tokens: int  # scheduled and not yet settled: a sliding window is charged for them
     enforce_eager: bool
     enable_prefix_caching: bool
+    in_use: int  # bytes that other processes hold on each GPU
     kv_cache_memory_bytes: int | None
     num_gpu_blocks_override: int | None
     defaults: EngineDefaults
@@ -114,6 +115,7 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
         in_flight_tokens=tokens * _batches_in_flight(defaults, runner, pp),
         enforce_eager=engine.enforce_eager,
         enable_prefix_caching=engine.enable_prefix_caching,
+        in_use=scenario.gpu.in_use if scenario.gpu else 0,
         kv_cache_memory_bytes=engine.kv_cache_memory_bytes or None,  # 0 counts as not given, as in vLLM
         num_gpu_blocks_override=engine.num_gpu_blocks_override,
         defaults=defaults,
@@ -144,7 +146,8 @@ def device_gpu(scenario: Scenario) -> Gpu | None:
     if scenario.gpu is None:
         return None
     if scenario.gpu.name is not None:
-        return catalog.gpu(scenario.gpu.name)
+        card = catalog.gpu(scenario.gpu.name)
+        return card if scenario.gpu.mig is None else catalog.mig_slice(card, scenario.gpu.mig)
     if scenario.gpu.memory is None:
         raise UsageError("gpu: a catalogue name or memory is needed")
     return Gpu(name="gpu", title="a GPU known by its memory", memory_bytes=scenario.gpu.memory)

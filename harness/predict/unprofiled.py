@@ -6,7 +6,8 @@ Bytes on one rank of the last stage, beside what the budget holds.
 from __future__ import annotations
 
 from harness.architecture import Architecture
-from harness.predict.activations import profiled_rows, sampler_state
+from harness.predict.activations import hidden_states, profiled_rows, sampler_state
+from harness.predict.estimate import Estimate
 from harness.predict.settings import Settings
 from harness.units import GIB
 
@@ -14,6 +15,7 @@ _FRAGMENTED = round(1.70 * GIB)
 # Bytes a logit that a batch with top-k, top-p and logprobs takes beside the logits: their float32 copy, FlashInfer's
 # masked logits and probabilities (vllm/v1/worker/gpu/sample/sampler.py, 0.25 to 0.33).
 _V2_SAMPLING = 12
+_V2_CHUNK = 1024  # rows: PromptLogprobsWorker, vllm/v1/worker/gpu/sample/prompt_logprob.py, 0.15 to 0.33
 
 
 def warm_up(architecture: Architecture, settings: Settings) -> int:
@@ -45,3 +47,30 @@ def warm_up(architecture: Architecture, settings: Settings) -> int:
 def uncounted_state(architecture: Architecture, settings: Settings) -> int:
     """Bytes of Model Runner V2's sampling state where the profile does not count it (before 0.27)."""
     return 0 if settings.defaults.v2_state_counted else sampler_state(architecture, settings)
+
+
+def prompt_logprobs(architecture: Architecture, settings: Settings, prompt_tokens: int) -> Estimate:
+    """Bytes that the log probabilities of a prompt of ``prompt_tokens`` take in the step that reads most of it.
+
+    Model Runner V1 makes them for all tokens of a request that are in the step at once, n = min(T, prompt): the logits
+    (d) and their log softmax in float32 (4), for which bf16 is converted first (4 more). By hand, 8,192 tokens of a
+    vocabulary of 152,064 in fp16: 8,192 x 152,064 x 6 B = 6.96 GiB. Source: ``_get_prompt_logprobs_dict``,
+    vllm/v1/worker/gpu_model_runner.py, ``compute_logprobs``, vllm/v1/sample/sampler.py, 0.19, and ``log_softmax`` of
+    PyTorch's aten/src/ATen/native/SoftMax.cpp.
+
+    Model Runner V2 makes them in pieces of 1,024 tokens and keeps no log softmax: n x V x d.
+
+    The hidden states of the step lie beside it: T x H x d. The log probabilities of drawn tokens take less than what
+    the profile's sampler took (d + 8 bytes a logit, of V2 d), so they have no term.
+    """
+    tokens, d = min(settings.max_num_batched_tokens, prompt_tokens), settings.dtype_bytes
+    beside = hidden_states(architecture, settings)
+    if settings.model_runner == "v2":
+        rows = min(tokens, _V2_CHUNK)
+        return Estimate.exact(beside + rows * architecture.vocab * d, f"{rows:,} rows of logits at a time")
+    row = architecture.vocab * tokens
+    low, likely = d + 4, d + (4 if settings.dtype == "float16" else 8)
+    if settings.dtype == "float32":
+        low = likely = 8
+    words = f"{tokens:,} rows of logits x {likely} bytes"
+    return Estimate(beside + row * likely, beside + row * low, beside + row * (likely + 1), words)

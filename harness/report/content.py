@@ -27,6 +27,7 @@ QUESTIONS = {
 TERM_WORDS = {
     "weights": "weights",
     "runtime_at_init": "runtime at init",
+    "other_processes": "other processes",
     "non_torch_increase": "non-torch increase",
     "activation_peak": "activation peak",
     "cuda_graphs": "CUDA graphs",

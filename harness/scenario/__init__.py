@@ -8,12 +8,12 @@ from harness.scenario.device import Gpu
 from harness.scenario.engine import Engine
 from harness.scenario.expect import Expect
 from harness.scenario.lengths import Empirical, Lengths, Lognormal, Normal, Uniform, longest, shortest
-from harness.scenario.load import Load, longest_request
+from harness.scenario.load import Load, longest_prompt, longest_request
 from harness.scenario.reading import load_scenario, parse_scenario
 from harness.scenario.scenario import Scenario, schema
 from harness.scenario.weights import Weights
 
 __all__ = [
     "Empirical", "Engine", "Expect", "Gpu", "Lengths", "Load", "Lognormal", "Normal", "Scenario", "Uniform", "Weights",
-    "load_scenario", "longest", "longest_request", "parse_scenario", "schema", "shortest",
+    "load_scenario", "longest", "longest_prompt", "longest_request", "parse_scenario", "schema", "shortest",
 ]  # fmt: skip

@@ -34,6 +34,10 @@ class Gpu(Part):
     memory: Size | None = Field(
         None, description="total memory as the driver states it, where the catalogue doesn't know the GPU"
     )
+    mig: Annotated[str, Field(max_length=40)] | None = Field(
+        None, description="a slice of the GPU by its profile, such as 3g.40gb"
+    )
+    in_use: Size = Field(0, description="what other processes hold on each GPU when the engine starts, such as 2 GiB")
     count: Annotated[int, Field(ge=1, le=1024)] = 1
 
 
@@ -54,7 +58,23 @@ def device_faults(s: Scenario) -> Iterator[Fault]:
         yield ("device",), "given beside gpu: a scenario has one device"
     if s.gpu.name is None and s.gpu.memory is None:
         yield ("gpu", "name"), "missing: a catalogue name (`bench gpus`), or give memory: 24 GiB"
+    if s.gpu.mig is not None:
+        yield from _mig_faults(s.gpu)
+    if s.gpu.in_use > LARGEST_BYTES:
+        yield ("gpu", "in_use"), f"expected at most 1 PiB, got {s.gpu.in_use:,} bytes"
     if s.gpu.name is not None and s.gpu.memory is not None:
         yield ("gpu", "memory"), "given beside name: the catalogue knows this GPU's memory"
     elif s.gpu.memory is not None and not SMALLEST_GPU_BYTES <= s.gpu.memory <= LARGEST_BYTES:
         yield ("gpu", "memory"), f"expected 256 MiB to 1 PiB, got {s.gpu.memory:,} bytes"
+
+
+def _mig_faults(gpu: Gpu) -> Iterator[Fault]:
+    if gpu.name is None:
+        yield ("gpu", "mig"), "a slice of which GPU? say gpu.name; of a slice known by its size alone say gpu.memory"
+        return
+    try:
+        catalog.mig_slice(catalog.gpu(gpu.name), gpu.mig or "")
+    except UsageError as error:
+        yield ("gpu", "mig"), str(error)
+    if gpu.count > 1:
+        yield ("gpu", "count"), "slices have no way to one another: a model runs on one"

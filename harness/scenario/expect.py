@@ -12,8 +12,8 @@ from harness.scenario.fields import Part
 
 # What can stop a rung: the terms of the ledger, and what a run can die of.
 LIMITS = (
-    "kv_cache", "weights", "runtime_at_init", "non_torch_increase", "activation_peak", "cuda_graphs", "memory",
-    "engine",
+    "kv_cache", "weights", "runtime_at_init", "other_processes", "non_torch_increase", "activation_peak", "cuda_graphs",
+    "memory", "engine",
 )  # fmt: skip
 
 

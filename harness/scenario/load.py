@@ -62,6 +62,12 @@ class Load(Part):
     think_s: Annotated[float, Field(ge=0, le=86_400)] = Field(
         0.0, description="seconds from an answer to the user's next request"
     )
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
+        None, description="each request asks for the log probabilities of so many tokens beside the one that was drawn"
+    )
+    prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
+        None, description="the same of every token of the prompt; judged, and not sent, for a stream has none of them"
+    )
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     timeout_s: Annotated[float, Field(gt=0, le=86_400)] = Field(
         1800.0, description="the load is given up after this many seconds"
@@ -161,6 +167,14 @@ def _conversation_faults(load: Load) -> Iterator[Fault]:
 
 def _prompts(load: Load) -> list[int]:
     return [r.prompt_tokens for r in load.trace.rows[: load.requests]] if load.trace else []
+
+
+def longest_prompt(load: Load) -> int:
+    """Tokens of the longest prompt that the load can draw."""
+    if load.trace is not None:
+        return max(_prompts(load))
+    assert load.output_tokens is not None
+    return longest_request(load) - longest(load.output_tokens)
 
 
 def longest_request(load: Load) -> int:
