@@ -358,9 +358,9 @@ def test_the_resolved_scenario_can_be_read_from_anywhere(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        ("[1]", "model: {0} is not a JSON object"),
+        ("[1]", "model: {0}: expected a mapping, got list"),
         ('{"architectures": ["LlamaForCausalLM"]}', "model: config: hidden_size: missing"),
-        ("{", "model: {0} can't be read: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
+        ("{", "model: {0}: not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
     ],
 )
 def test_a_bad_config_in_a_folder(tmp_path: Path, config: str, expected: str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from harness.architecture.component import Component
 
 # Before the number of a layer: of most classes the first; the names of multimodal ones come in three orders.
-_LAYERS = (
+LAYER_ROOTS = (
     "model.layers.", "model.language_model.layers.", "language_model.model.layers.", "model.decoder.layers.",
     "transformer.h.", "gpt_neox.layers.", "backbone.layers.", "layers.",
 )  # fmt: skip
@@ -61,8 +61,8 @@ def module_names(component: Component, patterns: Iterable[str] = ()) -> tuple[st
     base = component.name.removesuffix(".weight")
     if component.place != "layer":
         return _OUTSIDE.get(base, (base,))
-    others = [p for p in _LAYERS[1:] if any(_begins(pattern, p) for pattern in patterns)]
-    return tuple(f"{p}{{}}.{name}" for p in (_LAYERS[0], *others) for name in _MODULES.get(base, (base,)))
+    others = [p for p in LAYER_ROOTS[1:] if any(_begins(pattern, p) for pattern in patterns)]
+    return tuple(f"{p}{{}}.{name}" for p in (LAYER_ROOTS[0], *others) for name in _MODULES.get(base, (base,)))
 
 
 def _begins(pattern: str, prefix: str) -> bool:

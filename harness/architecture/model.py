@@ -296,7 +296,10 @@ def _mixture(family: Family, read: Reader, layers: tuple[int, ...], hidden: int)
     keys = family.experts
     if keys is None or (keys.optional and not layers):
         return None
-    count, used, width = read.count(keys.count), read.count(keys.used), read.count(keys.width)
+    # transformers 5 saves every family's number of experts under one name.
+    renamed = keys.count not in read.config and "num_local_experts" in read.config
+    number = "num_local_experts" if renamed else keys.count
+    count, used, width = read.count(number), read.count(keys.used), read.count(keys.width)
     if used > count:
         raise UsageError(f"config: {keys.used}: {used} of {count} experts can't be chosen")
     shared = read.count(keys.shared_width, default=0) if keys.shared_width else 0

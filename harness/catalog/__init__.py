@@ -50,7 +50,7 @@ class WeightFormat:
     name: str
     bits: int | None = None
     dtype: str | None = None
-    scale_bits: int = 0
+    scale_bits: float = 0
     zero_point_bits: int = 0
     input_bits: int = 0
     scale_per: str | None = None

@@ -10,14 +10,13 @@ import click
 
 from harness import catalog
 from harness.architecture import Architecture
+from harness.architecture.folder import read_config
 from harness.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from harness.predict.inventory import Inventory, Part
-
-LARGEST_CONFIG = 64 * 2**20
 
 
 @click.command()
@@ -40,7 +39,10 @@ def models(name: str | None, config: Path | None, as_json: bool) -> None:
     if name is None and config is None:
         _list(as_json)
         return
-    shown = inventory(_read(config) if config is not None else catalog.model_config(name or ""))
+    if config is None:
+        shown = inventory(catalog.model_config(name or ""))
+    else:
+        shown = inventory(read_config(config), config if config.is_dir() else None)
     if as_json:
         click.echo(json.dumps({"schema": 1, **shown.as_dict()}, indent=1))
         return
@@ -50,20 +52,6 @@ def models(name: str | None, config: Path | None, as_json: bool) -> None:
     facts = catalog.model_facts(name or "")
     _show(facts["name"], shown)
     click.echo(f"Entry: {catalog.CHECKED[facts['checked']]} ({facts['source']})")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    file = path / "config.json" if path.is_dir() else path
-    try:
-        if file.stat().st_size > LARGEST_CONFIG:
-            raise UsageError(f"{file}: {file.stat().st_size:,} bytes are too many for a config")
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        why = error.strerror if isinstance(error, OSError) else f"not JSON: {error}"
-        raise UsageError(f"{file}: {why}") from None
-    if not isinstance(data, dict):
-        raise UsageError(f"{file}: expected a mapping, got {type(data).__name__}")
-    return data
 
 
 def kv_words(architecture: Architecture) -> str:
@@ -120,6 +108,7 @@ def _show(title: str, shown: Inventory) -> None:
         f"\nKV cache: {kv_words(a)}; one token writes {shown.kv_bytes_per_token:,} bytes ({shown.dtype}), "
         f"all layers together{state}"
     )
+    click.echo(f"Parts by closed formulas; formats from the {shown.quantization.source}")
 
 
 def _cells(part: Part, whole: int) -> tuple[str, ...]:

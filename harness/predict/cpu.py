@@ -96,7 +96,7 @@ def _weights(architecture: Architecture, chosen: Settings) -> Estimate:
     """Parameters, rotary cache and each attention layer's four float32 scales (``Attention``,
     vllm/model_executor/layers/attention, 0.32), without the rounding of a GPU's allocator."""
     total = sum(t.bytes * t.count for t in tensors(architecture, chosen, 0)) + 16 * architecture.layers
-    return Estimate.exact(total, f"sum over tensors ({chosen.weight_format.name}), rotary cache and attention scales")
+    return Estimate.exact(total, f"sum over tensors ({chosen.quantization.words}), rotary cache and attention scales")
 
 
 def _measured(scenario: Scenario) -> catalog.CpuRuntime:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from harness.architecture import Architecture, from_config
-from harness.predict.quantization import Quantization, config_quantization
+from harness.predict.quantization import Quantization, own_quantization
 from harness.predict.settings import DTYPE_BYTES
 from harness.predict.weights import stored
 
@@ -61,6 +62,7 @@ class Inventory:
             "active_parameters": a.active_parameters,
             "bytes": self.bytes,
             "format": self.quantization.name,
+            "source": self.quantization.source,
             "components": [{"name": p.name, "parameters": p.parameters, "bytes": p.bytes} for p in self.parts],
             "kv": {
                 "kinds": list(dict.fromkeys(k.kind for k in a.kv_kinds)),
@@ -71,10 +73,13 @@ class Inventory:
         }
 
 
-def inventory(config: dict[str, Any]) -> Inventory:
-    """The inventory of the model that ``config`` describes. Raises UsageError for one that is not known."""
+def inventory(config: dict[str, Any], folder: Path | None = None) -> Inventory:
+    """The inventory of the model that ``config`` describes, in the formats that the checkpoint in ``folder`` holds.
+
+    Raises UsageError for a model that is not known.
+    """
     a = from_config(config)
-    quantization = config_quantization(config, a)
+    quantization = own_quantization(config, a, folder)
     dtype = quantization.main.dtype or ("bfloat16" if a.dtype == "float32" else a.dtype)
     size = DTYPE_BYTES[dtype]
     parts = []

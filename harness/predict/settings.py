@@ -85,7 +85,7 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
             f"engine.vllm: latent attention under vLLM {engine.vllm} is not modelled: 0.6 stored it as full heads, 0.7 "
             "kept absorbed copies of its matrices"
         )
-    quantization = resolve(scenario.weights, config, architecture)
+    quantization = resolve(scenario.weights, config, architecture, scenario.model_folder)
     weights = quantization.main
     dtype = _dtype(scenario, architecture, weights, gpu)
     max_model_len = _max_model_len(engine.max_model_len, architecture)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
+from math import ceil, prod
 
 from harness.architecture import Architecture, Component
 from harness.catalog import WeightFormat
@@ -81,13 +81,13 @@ def stored(
         elements = elements // width * (-(-width // kind.width_multiple) * kind.width_multiple)
     scales = _scales(kind, *shape)
     if kind.interleaved:
-        yield component.name, (elements * kind.bits + scales * kind.scale_bits) // 8
+        yield component.name, ceil((elements * kind.bits + scales * kind.scale_bits) / 8)
         return
     yield component.name, -(-elements * kind.bits // 8)
     if kind.layout_share:
         yield f"{component.name} {LAYOUT}", round(elements * kind.bits / 8 * kind.layout_share)
     if kind.scale_bits:
-        yield f"{component.name} scales", -(-scales * kind.scale_bits // 8)
+        yield f"{component.name} scales", ceil(scales * kind.scale_bits / 8)
     if kind.zero_point_bits:
         yield f"{component.name} zero points", -(-scales * kind.zero_point_bits // 8)
     if kind.input_bits:
@@ -113,5 +113,5 @@ def weights(architecture: Architecture, settings: Settings, stage: int = 0) -> E
     layout = settings.weight_format.layout_share * total
     return Estimate.within(
         total, total * RESIDUAL + layout, total * RESIDUAL + layout / 2,
-        f"sum over tensors ({settings.quantization.name}), rotary cache, PyTorch allocator rounding",
+        f"sum over tensors ({settings.quantization.words}), rotary cache, PyTorch allocator rounding",
     )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from harness import catalog
-from harness.errors import UsageError
+from harness.architecture.folder import read_config
 from harness.scenario.device import Gpu
 from harness.scenario.engine import Engine
 from harness.scenario.expect import Expect
@@ -82,13 +82,7 @@ class Scenario(Part):
         folder = self.model_folder
         if folder is None:
             return catalog.model_config(self.model)
-        try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{folder / 'config.json'} can't be read: {error}") from None
-        if not isinstance(config, dict):
-            raise UsageError(f"{folder / 'config.json'} is not a JSON object")
-        return config
+        return read_config(folder)
 
     def file_names(self) -> dict[str, str]:
         """Keys of the load that name a file -> what its copy beside a resolved scenario is called."""

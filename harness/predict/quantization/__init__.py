@@ -7,21 +7,25 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from harness import catalog
 from harness.architecture import Architecture, Component, model_dtype, text_config
 from harness.architecture.checkpoint import module_names
+from harness.architecture.folder import read_headers
 from harness.catalog import WeightFormat
 from harness.errors import UsageError
 from harness.predict.quantization.methods import of_config, read_scheme
 from harness.predict.quantization.modules import Modules
 from harness.predict.quantization.scheme import Scheme
+from harness.predict.quantization.stored import formats_of
 from harness.scenario.weights import Weights
 
-__all__ = ["Quantization", "config_quantization", "resolve"]
+__all__ = ["Quantization", "own_quantization", "resolve"]
 
 _PLAIN = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+Formats = dict[str, tuple[WeightFormat | None, ...]]
 _QUANTIZED_OUTSIDE = ("lm_head",)  # kinds of parts beside the linear layers that a scheme may quantize
 
 
@@ -30,18 +34,24 @@ class Quantization:
     """The formats of a model's parts. ``main``: that of most of its bytes, for words and for kernels.
 
     ``formats``: part -> its format in every layer, or one for each layer of the model; None, and a part that isn't
-    here: the model's own dtype. ``kv_cache_dtype``: what a checkpoint asks of the cache.
+    here: the model's own dtype. ``kv_cache_dtype``: what a checkpoint asks of the cache. ``source``: who says so.
     """
 
     main: WeightFormat
-    formats: dict[str, tuple[WeightFormat | None, ...]] = field(default_factory=dict)
+    formats: Formats = field(default_factory=dict)
     kv_cache_dtype: str | None = None
+    source: str = ""
 
     @property
     def name(self) -> str:
         """All formats in words, the main one first."""
         names = dict.fromkeys(f.name for row in self.formats.values() for f in row if f is not None)
         return " + ".join([self.main.name, *(n for n in names if n != self.main.name)])
+
+    @property
+    def words(self) -> str:
+        """The formats and who says so."""
+        return f"{self.name}: {self.source}"
 
     def of(self, component: Component, layers: Sequence[int]) -> list[tuple[WeightFormat | None, int]]:
         """(format, how many of ``layers`` have it so) of ``component``; one outside the layers, its ``times``."""
@@ -54,16 +64,43 @@ class Quantization:
         return list(Counter(formats[i] for i in held).items())
 
 
-def resolve(weights: Weights, config: dict[str, Any], architecture: Architecture) -> Quantization:
-    """The scenario's format, else what the config says of itself. Raises UsageError."""
+def resolve(
+    weights: Weights, config: dict[str, Any], architecture: Architecture, folder: Path | None = None
+) -> Quantization:
+    """The scenario's format, else what the checkpoint in ``folder`` holds, else what the config says of itself.
+
+    Raises UsageError.
+    """
     found = catalog.weight_format(weights.format)
     if found.bits is None:
-        return config_quantization(config, architecture)
+        return own_quantization(config, architecture, folder)
     if weights.group_size is not None and found.any_group:
         found = catalog.weight_format(f"{found.name.rsplit('-g', 1)[0]}-g{weights.group_size}")
     if found.dtype is not None:
-        return Quantization(found)
-    return _applied(Scheme("", found, only=found.only), architecture, found)
+        return Quantization(found, source="weights.format")
+    return replace(_applied(Scheme("", found, only=found.only), architecture, found), source="weights.format")
+
+
+def own_quantization(
+    config: dict[str, Any], architecture: Architecture, folder: Path | None = None
+) -> Quantization:
+    """What the safetensors files in ``folder`` hold, else what ``config`` states. Raises UsageError."""
+    stated = config_quantization(config, architecture)
+    tensors = read_headers(folder) if folder is not None else {}
+    if not tensors:
+        return stated
+    formats = _agreed(formats_of(tensors, architecture), stated.formats)
+    plain = catalog.weight_format(_PLAIN[model_dtype(text_config(config))])
+    return Quantization(_main(formats, architecture, plain), formats, stated.kv_cache_dtype, "safetensors headers")
+
+
+def _agreed(held: Formats, stated: Formats) -> Formats:
+    """``held``, but where headers can't tell two formats apart: GPTQ's order of inputs is only in the config."""
+    orders = {f for row in stated.values() for f in row if f is not None and f.input_bits}
+    if not orders:
+        return held
+    by_plain = {f.name.replace("-act-", "-"): f for f in orders}
+    return {part: tuple(by_plain.get(f.name, f) if f else None for f in row) for part, row in held.items()}
 
 
 def config_quantization(config: dict[str, Any], architecture: Architecture) -> Quantization:
@@ -71,7 +108,7 @@ def config_quantization(config: dict[str, Any], architecture: Architecture) -> Q
     stated = of_config(config)
     plain = catalog.weight_format(_PLAIN[model_dtype(text_config(config))])
     if stated is None:
-        return Quantization(plain)
+        return Quantization(plain, source="config's dtype")
     scheme = _scheme(json.dumps([stated, config.get("architectures"), config.get("expert_dtype")]))
     return _applied(scheme, architecture, plain)
 
@@ -86,8 +123,7 @@ def _scheme(text: str) -> Scheme:
 
 @lru_cache(maxsize=64)
 def _applied(scheme: Scheme, architecture: Architecture, plain: WeightFormat) -> Quantization:
-    formats: dict[str, tuple[WeightFormat | None, ...]] = {}
-    size: Counter[WeightFormat] = Counter()
+    formats: Formats = {}
     for component in architecture.components:
         # Towers keep their dtype: published configs leave them out, each in its own words.
         in_text = component.place not in ("tower", "projector")
@@ -95,16 +131,25 @@ def _applied(scheme: Scheme, architecture: Architecture, plain: WeightFormat) ->
             row = _row(scheme, component, architecture.layers)
             if any(row):
                 formats[component.name] = row
-            for kind, count in Quantization(plain, {component.name: row}).of(component, range(architecture.layers)):
-                if kind is not None:
-                    size[kind] += count * component.elements
     if scheme.only and not formats:
         name = scheme.default.name if scheme.default else scheme.method
         raise UsageError(
             f"weights format {name} (quantization_config): for {scheme.only}, and {architecture.name} has none"
         )
-    main = size.most_common(1)[0][0] if size else plain
-    return Quantization(main, formats, scheme.kv_cache_dtype)
+    main = _main(formats, architecture, plain)
+    return Quantization(main, formats, scheme.kv_cache_dtype, "config's quantization_config")
+
+
+def _main(formats: Formats, architecture: Architecture, plain: WeightFormat) -> WeightFormat:
+    """The format of most of the quantized parameters; ``plain`` where none are."""
+    size: Counter[WeightFormat] = Counter()
+    whole = Quantization(plain, formats)
+    for component in architecture.components:
+        if component.name in formats:
+            for kind, count in whole.of(component, range(architecture.layers)):
+                if kind is not None:
+                    size[kind] += count * component.elements
+    return size.most_common(1)[0][0] if size else plain
 
 
 def _row(scheme: Scheme, component: Component, layers: int) -> tuple[WeightFormat | None, ...]:
