@@ -76,7 +76,11 @@ COMPRESSED = {
 def test_a_checkpoint_as_compressed_tensors_writes_it(tmp_path: Path, name: str) -> None:
     tools = pytest.importorskip("compressed_tensors")
     from compressed_tensors.quantization import (
-        QuantizationArgs, QuantizationConfig, QuantizationScheme, QuantizationStatus, apply_quantization_config,
+        QuantizationArgs,
+        QuantizationConfig,
+        QuantizationScheme,
+        QuantizationStatus,
+        apply_quantization_config,
         preset_name_to_scheme,
     )  # fmt: skip
 
