@@ -11,10 +11,13 @@ import pytest
 from harness import catalog
 from harness.architecture import from_config
 from harness.errors import UsageError
-from harness.predict.quantization import config_quantization
+from harness.predict import predict
+from harness.predict.quantization import config_quantization, resolve
 from harness.predict.quantization.methods import of_config, read_scheme
 from harness.predict.settings import settings
+from harness.predict.weights import stored
 from harness.scenario import parse_scenario
+from harness.scenario.weights import Weights
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "configs"
 
@@ -141,3 +144,83 @@ def test_published_quantization_configs_are_read(name: str) -> None:
     scheme = read_scheme(quantization, stated)
     others = list(dict.fromkeys(f.name for _, f in scheme.rules if f is not None))
     assert (scheme.default and scheme.default.name, others, scheme.kv_cache_dtype) == PUBLISHED[name]
+
+
+# -- GGUF ------------------------------------------------------------------------------------------
+
+
+def test_blocks_are_as_large_as_in_ggufs_own_table() -> None:
+    constants = pytest.importorskip("gguf.constants")
+    for name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"):
+        weights, size = constants.GGML_QUANT_SIZES[constants.GGMLQuantizationType[name]]
+        found = catalog.weight_format(f"gguf-{name}")
+        assert (found.group_size, found.bits_per_weight * weights / 8) == (weights, size), name
+
+
+# Bytes of https://huggingface.co/bartowski/Meta-Llama-3.1-8B-Instruct-GGUF and Llama-3.2-1B, -3B-Instruct-GGUF.
+FILES = {
+    "q2_k": 3_179_136_416, "q3_k_s": 3_664_504_224, "q3_k_m": 4_018_922_912, "q3_k_l": 4_321_961_376,
+    "q4_k_m": 4_920_739_232, "q5_k_s": 5_599_298_976, "q5_k_m": 5_732_992_416, "q6_k": 6_596_011_424,
+    "q8_0": 8_540_775_840,
+}  # fmt: skip
+
+
+def gguf_bytes(model: str, file_type: str) -> int:
+    """Of all tensors; what is not quantized is float32 in such a file."""
+    config = catalog.model_config(model)
+    architecture = from_config(config)
+    found = resolve(Weights(format=f"gguf-{file_type}"), config, architecture)
+    return sum(
+        copies * size
+        for c in architecture.components
+        for kind, copies in found.of(c, range(architecture.layers))
+        for _, size in stored(c, architecture, kind, 4)
+    )
+
+
+@pytest.mark.parametrize("file_type", FILES)
+def test_published_gguf_files_are_the_tensors_and_the_same_metadata(file_type: str) -> None:
+    assert FILES[file_type] - gguf_bytes("llama-3.1-8b", file_type) == 7_841_184
+
+
+def test_tied_embeddings_are_stored_as_the_output() -> None:
+    for model, size in (("llama-3.2-1b", 807_694_464), ("llama-3.2-3b", 2_019_377_696)):
+        assert 0 < size - gguf_bytes(model, "q4_k_m") < 8_000_000  # the vocabulary
+
+
+def test_rows_that_do_not_divide_fall_back_as_in_llama_cpp() -> None:
+    config = catalog.model_config("smollm2-135m")  # hidden 576, intermediate 1,536
+    found = resolve(Weights(format="gguf-q4_k_m"), config, from_config(config))
+    assert [f and f.name for f in found.formats["gate_up_proj.weight"]] == ["gguf-q5_0"] * 30
+    assert {f and f.name for f in found.formats["down_proj.weight"]} == {"gguf-q6_k", "gguf-q4_k"}
+    assert {f and f.values for f in found.formats["qkv_proj.weight"]} == {"gguf-q8_0", "gguf-q5_0"}
+
+
+@pytest.mark.parametrize("model", ["mixtral-8x7b", "deepseek-v2-lite", "falcon-7b", "gpt2"])
+def test_a_mix_of_another_kind_of_model_is_refused(model: str) -> None:
+    config = catalog.model_config(model)
+    with pytest.raises(UsageError, match=r"weights.format gguf-q4_k_m: llama.cpp's mixes are known here for dense"):
+        resolve(Weights(format="gguf-q4_k_m"), config, from_config(config))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("weights: {format: gptq-int4-act-g128}", "GPTQ group activation ordering (desc_act=True) is no longer"),
+        ("weights: {format: gptq-int4-asym-g128}", "Unsupported quantization config: bits=4, sym=False"),
+        ("weights: {format: bnb-nf4}", "vLLM has no bitsandbytes any more"),
+    ],
+)
+def test_what_newer_engines_dropped_is_refused_there(text: str, said: str) -> None:
+    base = f"name: x\nmodel: llama-3.1-8b\ngpu: {{name: h100-sxm-80gb}}\n{text}\n"
+    with pytest.raises(UsageError) as caught:
+        settings(parse_scenario(base))
+    assert said in str(caught.value)
+    assert settings(parse_scenario(base + "engine: {vllm: '0.19'}")).weight_format.name in text
+
+
+def test_gguf_needs_its_plugin_in_newer_engines() -> None:
+    base = "name: x\nmodel: llama-3.1-8b\ngpu: {name: h100-sxm-80gb}\nweights: {format: gguf-q4_k_m}\n"
+    said = "vllm-gguf-plugin"
+    assert any(said in note for note in predict(parse_scenario(base)).notes)
+    assert not any(said in note for note in predict(parse_scenario(base + "engine: {vllm: '0.19'}")).notes)

@@ -52,7 +52,7 @@ def test_the_table_shows_where_the_bytes_sit() -> None:
         "weights bf16"
     )
     assert lines[4].split() == ["experts.w13", "experts", "32", "30,064,771,072", "57,344.0", "64.4", "%"]
-    assert lines[-2].startswith("KV cache: 32 full; one token writes 131,072 bytes (bfloat16)")
+    assert lines[-3].startswith("KV cache: 32 full; one token writes 131,072 bytes (bfloat16)")
     listed = bench("models").out
     assert "60 mla" in listed and "12 sliding 128 + 12 full" in listed
 

@@ -100,6 +100,9 @@ def _notes(
     architecture: Architecture, chosen: Settings, gpu: Gpu, given: Grant, broken: bool
 ) -> list[str]:  # fmt: skip
     notes = []
+    kind = chosen.weight_format
+    if kind.plugin_from and catalog.version_key(chosen.vllm) >= catalog.version_key(kind.plugin_from):
+        notes.append(f"vLLM {chosen.vllm} reads {kind.name} by its plugin alone: pip install {kind.plugin}.")
     if gpu.cuda_total_bytes is None:
         notes.append(
             f"CUDA's total for {gpu.name} is estimated from NVML's: {given.budget.cuda_total.source}."

@@ -86,6 +86,7 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
             "kept absorbed copies of its matrices"
         )
     quantization = resolve(scenario.weights, config, architecture, scenario.model_folder)
+    quantization.check(engine.vllm)
     weights = quantization.main
     dtype = _dtype(scenario, architecture, weights, gpu)
     max_model_len = _max_model_len(engine.max_model_len, architecture)

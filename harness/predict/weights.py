@@ -9,11 +9,11 @@ https://github.com/pytorch/pytorch/blob/v2.10.0/c10/cuda/CUDACachingAllocator.cp
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, prod
 
 from harness.architecture import Architecture, Component
-from harness.catalog import WeightFormat
+from harness.catalog import WeightFormat, weight_format
 from harness.predict.estimate import Estimate
 from harness.predict.settings import Settings
 from harness.units import MIB
@@ -71,6 +71,13 @@ def stored(
     component: Component, architecture: Architecture, kind: WeightFormat | None, dtype_bytes: int, tp: int = 1
 ) -> Iterator[tuple[str, int]]:
     """(name, bytes) of the tensors as which one of ``tp`` ranks holds ``component``; ``kind`` None: plain numbers."""
+    if kind is not None and kind.values is not None:
+        *others, values = component.units
+        for units, one in ((others, replace(kind, values=None)), ([values], weight_format(kind.values))):
+            rows = sum(count * width for count, width in units)
+            part = replace(component, shape=(rows, component.shape[1]), units=tuple(units))
+            yield from stored(part, architecture, one, dtype_bytes, tp)
+        return
     shape = component.on_rank(tp)
     if kind is None or kind.bits is None or kind.dtype is not None:
         yield component.name, prod(shape) * (4 if component.dtype == "float32" else dtype_bytes)

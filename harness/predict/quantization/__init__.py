@@ -16,6 +16,7 @@ from harness.architecture.checkpoint import module_names
 from harness.architecture.folder import read_headers
 from harness.catalog import WeightFormat
 from harness.errors import UsageError
+from harness.predict.quantization import gguf
 from harness.predict.quantization.methods import of_config, read_scheme
 from harness.predict.quantization.modules import Modules
 from harness.predict.quantization.scheme import Scheme
@@ -45,8 +46,18 @@ class Quantization:
     @property
     def name(self) -> str:
         """All formats in words, the main one first."""
-        names = dict.fromkeys(f.name for row in self.formats.values() for f in row if f is not None)
-        return " + ".join([self.main.name, *(n for n in names if n != self.main.name)])
+        return " + ".join(f.name for f in self.all_formats)
+
+    @property
+    def all_formats(self) -> list[WeightFormat]:
+        """The main one first."""
+        return list(dict.fromkeys([self.main, *(f for row in self.formats.values() for f in row if f is not None)]))
+
+    def check(self, vllm: str) -> None:
+        """Raises UsageError, in the words of ``vllm``, where that version does not read one of the formats."""
+        for found in self.all_formats:
+            if found.refused_from and catalog.version_key(vllm) >= catalog.version_key(found.refused_from):
+                raise UsageError(f"weights format {found.name}: {found.refusal}")
 
     @property
     def words(self) -> str:
@@ -78,6 +89,9 @@ def resolve(
         found = catalog.weight_format(f"{found.name.rsplit('-g', 1)[0]}-g{weights.group_size}")
     if found.dtype is not None:
         return Quantization(found, source="weights.format")
+    if found.name.startswith("gguf-"):
+        mix = gguf.formats(found.name.removeprefix("gguf-"), architecture)
+        return Quantization(found, mix, source="weights.format")
     return replace(_applied(Scheme("", found, only=found.only), architecture, found), source="weights.format")
 
 

@@ -72,9 +72,10 @@ def _awq(read: Reader, config: dict[str, Any]) -> Scheme:
 
 def _gptq(read: Reader, config: dict[str, Any]) -> Scheme:
     def one(inner: Reader) -> WeightFormat:
-        bits = one_of(inner, "bits", (4, 8))
-        ordered = inner.flag("desc_act", False) and inner.config.get("group_size") != -1
-        return grouped(inner, f"gptq-int{bits}-act" if ordered else f"gptq-int{bits}")
+        base = f"gptq-int{one_of(inner, 'bits', (4, 8))}"
+        if inner.flag("desc_act", False) and inner.config.get("group_size") != -1:
+            return grouped(inner, f"{base}-act")
+        return grouped(inner, base if inner.flag("sym", True) else f"{base}-asym")
 
     rules: list[tuple[Modules, WeightFormat | None]] = []
     dynamic = read.config.get("dynamic") or {}
