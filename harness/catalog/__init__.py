@@ -43,7 +43,7 @@ class WeightFormat:
     ``scale_per``: "group" (``group_size`` weights of one row share a scale), "block" (so many rows and columns),
     "channel" (one scale for each row), "tensor" or None. ``scale_bits``: all that is kept for one of these but its
     ``zero_point_bits``. ``any_group``: the group's size may be chosen. ``interleaved``: in one tensor with the weights.
-    ``input_bits``: kept for each input. ``values``: the format of v, where it is another than that of q and k. ``only``:
+    ``input_bits``: kept for each input. ``values``: the format of v, where it differs from that of q and k. ``only``:
     the kind of part that it is made for. ``layout_share``: what the kernel's layout adds; ``width_multiple``: of an
     expert's width. ``dtype``: set for plain number types. ``refused_from``: the vLLM that is known to refuse it;
     ``plugin_from``: the one that reads it by a plugin alone.
