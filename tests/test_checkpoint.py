@@ -105,7 +105,7 @@ def test_a_checkpoint_as_compressed_tensors_writes_it(tmp_path: Path, name: str)
     config = read_config(tmp_path)
     found = own_quantization(config, from_config(config), tmp_path)
     stated = own_quantization(config, from_config(config))
-    assert found.source == "safetensors headers" and stated.source == "config's quantization_config"
+    assert found.source == "safetensors headers" and stated.source == "its quantization_config"
     assert found.formats == stated.formats and found.name == name
     assert [f and f.name for f in found.formats["down_proj.weight"]] == [name, None, name]
     once = ("weight_shape", "global_scale", "input_scale")  # for a matrix: a few bytes, not counted
@@ -194,9 +194,9 @@ def test_headers_win_over_a_config_that_says_nothing(tmp_path: Path) -> None:
     text = f"name: x\nmodel: {folder}\ngpu: {{name: h100-sxm-80gb}}\nengine: {{max_model_len: 512}}"
     entry = predict(parse_scenario(text)).ledger.find("weights")
     assert entry is not None
-    assert entry.source.startswith("sum over tensors (fp8-tensor: safetensors headers)")
+    assert entry.source.startswith("closed formulas on config.json (fp8-tensor: safetensors headers)")
     shown = bench("models", "--config", folder)
-    assert "weights fp8-tensor" in shown.out and "formats from the safetensors headers" in shown.out
+    assert "weights fp8-tensor" in shown.out and "formats from safetensors headers" in shown.out
 
 
 def test_modelopts_file_beside_the_config(tmp_path: Path) -> None:

@@ -115,9 +115,10 @@ def vllm_tensors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
     def tensors(config: dict[str, Any]) -> dict[str, int]:
         plain = {k: v for k, v in config.items() if k != "quantization_config"}
-        quantization = json.loads(json.dumps(config["quantization_config"]))
         vllm = configured(plain)
-        vllm.quant_config = methods.get_quantization_config(quantization["quant_method"]).from_config(quantization)
+        if "quantization_config" in config:
+            quantization = json.loads(json.dumps(config["quantization_config"]))
+            vllm.quant_config = methods.get_quantization_config(quantization["quant_method"]).from_config(quantization)
         with set_current_vllm_config(vllm), torch.device("meta"):
             torch.set_default_dtype(torch.bfloat16)
             try:
@@ -186,3 +187,18 @@ def test_a_models_bytes_equal_those_of_vllms_own(vllm_tensors: Any, name: str, m
     assert ours(config) == sum({**counted, **zero_points}.values())
     if "," not in name:
         assert set(name.split(" of ")[0].split(" + ")) >= {config_quantization(config, from_config(config)).main.name}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("Ministral3ForCausalLM", "ministral3"), ("ArceeForCausalLM", "arcee"),
+        ("HyperCLOVAXForCausalLM", "hyperclovax"), ("HunYuanDenseV1ForCausalLM", "hunyuan_v1_dense"),
+    ],
+)  # fmt: skip
+def test_a_class_read_from_transformers_weighs_what_vllms_does(vllm_tensors: Any, name: str, kind: str) -> None:
+    config = {**DENSE, "architectures": [name], "model_type": kind, "pad_token_id": 0}
+    architecture = from_config(config)
+    assert architecture.source == "transformers on the meta device"
+    mine = sum(c.elements * architecture.copies(c) * 2 for c in architecture.components)
+    assert mine == sum(vllm_tensors(config).values())

@@ -18,6 +18,7 @@ from harness.architecture.positions import positions, rotary_dim
 from harness.architecture.reader import Reader, show
 from harness.errors import UsageError, nearest
 
+CLOSED = "closed formulas"
 # Keys that make a model something else than a decoder of text; the families that read them are named.
 _MIXTURE_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
 _OTHER_KINDS = ("text_config", "vision_config")
@@ -54,6 +55,7 @@ class Architecture:
     kv_layers: tuple[tuple[KvLayer, ...], ...]
     components: tuple[Component, ...]
     vision: multimodal.Vision | None = None
+    source: str = CLOSED
 
     @property
     def parameters(self) -> int:
@@ -158,6 +160,8 @@ def from_config(config: dict[str, Any]) -> Architecture:
             rotary_shapes=tuple((n * wrapped.position_factor, dims) for n, dims in inner.rotary_shapes),
         )  # fmt: skip
     name = _class_name(config)
+    if name not in FAMILIES:
+        return _by_transformers(name, config)
     family = FAMILIES[name]
     read = Reader(config, dict(family.keys))
     _refuse_variants(name, family, config)
@@ -226,14 +230,22 @@ def _class_name(config: dict[str, Any]) -> str:
         raise UsageError("config: architectures: missing: the model's class, such as [LlamaForCausalLM]")
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
         raise UsageError(f"config: architectures: expected a list of class names, got {show(names)}")
-    name = names[0]
+    return str(names[0])
+
+
+def _by_transformers(name: str, config: dict[str, Any]) -> Architecture:
+    """A class that no table here has. Raises UsageError where transformers does not have it either."""
+    from harness.architecture import by_transformers
+
+    has = by_transformers.known_to_transformers(name, config.get("model_type"))
+    if has:
+        return by_transformers.read(name, config)
     known = [*FAMILIES, *multimodal.WRAPPERS]
-    if name not in FAMILIES:
-        raise UsageError(
-            f"config: architectures: {name[:80]!r} is not supported yet{nearest(name, known)} "
-            f"(known: {', '.join(known)})"
-        )
-    return str(name)
+    missing = " (pip install torch transformers, and it is looked for in transformers too)" if has is None else ""
+    raise UsageError(
+        f"config: architectures: {name[:80]!r} is not supported yet{nearest(name, known)}{missing} "
+        f"(known: {', '.join(known)})"
+    )
 
 
 def _refuse_variants(name: str, family: Family, config: dict[str, Any]) -> None:

@@ -108,7 +108,7 @@ def _show(title: str, shown: Inventory) -> None:
         f"\nKV cache: {kv_words(a)}; one token writes {shown.kv_bytes_per_token:,} bytes ({shown.dtype}), "
         f"all layers together{state}"
     )
-    click.echo(f"Parts by closed formulas; formats from the {shown.quantization.source}")
+    click.echo(f"Parts by {a.source}; formats from {shown.quantization.source}")
 
 
 def _cells(part: Part, whole: int) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from harness import catalog
-from harness.architecture import Architecture, from_config
+from harness.architecture import CLOSED, Architecture, from_config
 from harness.catalog import Gpu
 from harness.errors import UsageError
 from harness.ledger import Account, Entry, Ledger, LoadFigures, Phase, Term
@@ -100,6 +100,11 @@ def _notes(
     architecture: Architecture, chosen: Settings, gpu: Gpu, given: Grant, broken: bool
 ) -> list[str]:  # fmt: skip
     notes = []
+    if architecture.source != CLOSED:
+        notes.append(
+            f"The parts of {architecture.name} are read from {architecture.source}: what vLLM's own class does "
+            "otherwise, such as a longer window, is not in them."
+        )
     kind = chosen.weight_format
     if kind.plugin_from and catalog.version_key(chosen.vllm) >= catalog.version_key(kind.plugin_from):
         notes.append(f"vLLM {chosen.vllm} reads {kind.name} by its plugin alone: pip install {kind.plugin}.")

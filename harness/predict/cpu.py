@@ -18,7 +18,7 @@ from harness.predict import activations, fit, kv_cache
 from harness.predict.admission import KV_CACHE, Budget, Grant, Refusal, no_memory, not_enough
 from harness.predict.estimate import Estimate
 from harness.predict.settings import Settings, settings
-from harness.predict.weights import tensors
+from harness.predict.weights import tensors, weights_source
 from harness.scenario import Scenario
 from harness.units import MIB, gib
 
@@ -96,7 +96,7 @@ def _weights(architecture: Architecture, chosen: Settings) -> Estimate:
     """Parameters, rotary cache and each attention layer's four float32 scales (``Attention``,
     vllm/model_executor/layers/attention, 0.32), without the rounding of a GPU's allocator."""
     total = sum(t.bytes * t.count for t in tensors(architecture, chosen, 0)) + 16 * architecture.layers
-    return Estimate.exact(total, f"sum over tensors ({chosen.quantization.words}), rotary cache and attention scales")
+    return Estimate.exact(total, f"{weights_source(architecture, chosen)}, rotary cache and attention scales")
 
 
 def _measured(scenario: Scenario) -> catalog.CpuRuntime:

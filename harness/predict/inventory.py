@@ -62,7 +62,7 @@ class Inventory:
             "active_parameters": a.active_parameters,
             "bytes": self.bytes,
             "format": self.quantization.name,
-            "source": self.quantization.source,
+            "source": f"{a.source}, {self.quantization.source}",
             "components": [{"name": p.name, "parameters": p.parameters, "bytes": p.bytes} for p in self.parts],
             "kv": {
                 "kinds": list(dict.fromkeys(k.kind for k in a.kv_kinds)),

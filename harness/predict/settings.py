@@ -39,6 +39,7 @@ class Settings:
     dtype: str
     dtype_bytes: int
     quantization: Quantization
+    config_source: str
     kv_cache_dtype: str
     kv_dtype_bytes: int | Fraction
     state_dtype_bytes: int  # of a recurrent state; its convolution's inputs are in the model's dtype
@@ -102,6 +103,7 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
         dtype=dtype,
         dtype_bytes=DTYPE_BYTES[dtype],
         quantization=quantization,
+        config_source=scenario.config_source,
         kv_cache_dtype=kv_dtype,
         kv_dtype_bytes=kv_bytes,
         state_dtype_bytes=state_bytes,

@@ -113,6 +113,11 @@ def _scales(kind: WeightFormat, *shape: int) -> int:
     return prod(leading) * outputs * -(-inputs // kind.group_size)
 
 
+def weights_source(architecture: Architecture, settings: Settings) -> str:
+    """Who told the parts, from which config, and who told their formats."""
+    return f"{architecture.source} on {settings.config_source} ({settings.quantization.words})"
+
+
 def weights(architecture: Architecture, settings: Settings, stage: int = 0) -> Estimate:
     """Bytes of the weights on one rank of ``stage``, scales, rotary cache and allocator rounding included."""
     total = sum(allocated(t.bytes) * t.count for t in tensors(architecture, settings, stage))
@@ -120,5 +125,5 @@ def weights(architecture: Architecture, settings: Settings, stage: int = 0) -> E
     layout = settings.weight_format.layout_share * total
     return Estimate.within(
         total, total * RESIDUAL + layout, total * RESIDUAL + layout / 2,
-        f"sum over tensors ({settings.quantization.words}), rotary cache, PyTorch allocator rounding",
+        f"{weights_source(architecture, settings)}, rotary cache, PyTorch allocator rounding",
     )  # fmt: skip

@@ -122,7 +122,7 @@ def config_quantization(config: dict[str, Any], architecture: Architecture) -> Q
     stated = of_config(config)
     plain = catalog.weight_format(_PLAIN[model_dtype(text_config(config))])
     if stated is None:
-        return Quantization(plain, source="config's dtype")
+        return Quantization(plain, source="its dtype")
     scheme = _scheme(json.dumps([stated, config.get("architectures"), config.get("expert_dtype")]))
     return _applied(scheme, architecture, plain)
 
@@ -151,7 +151,7 @@ def _applied(scheme: Scheme, architecture: Architecture, plain: WeightFormat) ->
             f"weights format {name} (quantization_config): for {scheme.only}, and {architecture.name} has none"
         )
     main = _main(formats, architecture, plain)
-    return Quantization(main, formats, scheme.kv_cache_dtype, "config's quantization_config")
+    return Quantization(main, formats, scheme.kv_cache_dtype, "its quantization_config")
 
 
 def _main(formats: Formats, architecture: Architecture, plain: WeightFormat) -> WeightFormat:
