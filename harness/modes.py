@@ -12,9 +12,10 @@ from pathlib import Path
 from harness.engines import pretrained, standin, vllm
 from harness.errors import MachineError
 from harness.ledger import Account, KvPool
-from harness.predict import limits, settings
+from harness.predict import limits
 from harness.scenario import Scenario
 from harness.simulate import Limits, simulate
+from harness.simulate.tables import described
 
 
 class Mode(StrEnum):
@@ -72,6 +73,8 @@ def obstacle(mode: Mode, scenario: Scenario, prediction: Account) -> str | None:
     holds = prediction.rung("HOLDS")
     if mode is Mode.REHEARSAL and holds is not None and holds.holds is None:
         return f"HOLDS is {holds.reason}, and so has the stand-in model"
+    if mode is Mode.REHEARSAL and (tables := limits_of(scenario, prediction.kv).tables):
+        return f"this model has {described(tables)}, the stand-in one of full attention"
     try:
         vllm.require_cpu_build()
     except MachineError as error:
@@ -100,7 +103,11 @@ def prepare(mode: Mode, scenario: Scenario, prediction: Account) -> Session:
 
 def limits_of(scenario: Scenario, kv: KvPool) -> Limits:
     """The scheduler's limits that the scenario's engine has on the pool ``kv``."""
-    return limits.limits_of(scenario.engine, settings(scenario), kv.num_blocks or 0)
+    return limits.bounds(scenario, kv.num_blocks or 0)
+
+
+# Limits that no argument of the same name gives.
+_NOT_ARGUMENTS = ("num_blocks", "tables", "speculation")
 
 
 def _scheduler_arguments(bounds: Limits) -> dict[str, str | int | float | bool]:
@@ -108,7 +115,7 @@ def _scheduler_arguments(bounds: Limits) -> dict[str, str | int | float | bool]:
     arguments = {
         f.name: getattr(bounds, f.name)
         for f in fields(bounds)
-        if f.name != "num_blocks" and (f.default is MISSING or getattr(bounds, f.name) != f.default)
+        if f.name not in _NOT_ARGUMENTS and (f.default is MISSING or getattr(bounds, f.name) != f.default)
     }
     arguments |= {"enable_prefix_caching": bounds.enable_prefix_caching, "disable_uvicorn_access_log": True}
     return {**arguments, **vllm.probe_arguments()}

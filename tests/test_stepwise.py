@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness.scenario import Load
+from harness.predict.limits import bounds
+from harness.scenario import Load, parse_scenario
 from harness.simulate import Limits, arrivals
 from harness.simulate.limits import Speculation
 from harness.simulate.stepwise import Job, Stepwise
@@ -181,3 +183,27 @@ def test_speculative_decoding(data: st.DataObject) -> None:
     if limits.long_prefill_token_threshold <= tokens:  # vLLM 0.32 fails an assertion
         limits = replace(limits, long_prefill_token_threshold=0)
     against_vllm(work, users, replace(limits, speculation=speculation))
+
+
+@needs_vllm
+@pytest.mark.parametrize("async_scheduling", [False, True])
+@pytest.mark.parametrize(
+    ("model", "tables"),
+    [
+        ("openai/gpt-oss-20b", 2), ("google/gemma-3-12b-it", 6), ("mistralai/Mistral-7B-v0.1", 1),
+        ("deepseek-ai/DeepSeek-V2-Lite", 0),
+    ],
+)  # fmt: skip
+def test_models_as_scenarios_have_them(model: str, tables: int, async_scheduling: bool) -> None:
+    """A load on a pool that a quarter of it fills; DeepSeek's latent attention is one table like any."""
+    engine = {"max_model_len": 8192, "max_num_batched_tokens": 2048, "async_scheduling": async_scheduling}
+    scenario = parse_scenario(f"name: x\nmodel: {model}\ngpu: {{name: h100-sxm-80gb}}\nengine: {json.dumps(engine)}")
+    limits = bounds(scenario, 2)
+    assert len(limits.tables) == tables
+    work = [Request(i, 700 + 531 * i % 5000, 20 + 37 * i % 90, i) for i in range(16)]
+    sizes = [
+        sum(t.held(r.prompt_tokens + r.output_tokens, limits.in_flight_tokens, 8192) for t in limits.block_tables)
+        for r in work
+    ]
+    ran = against_vllm(work, 16, replace(limits, num_blocks=max(max(sizes) + 1, sum(sizes) // 4)))
+    assert ran.preemptions or ran.waited_for_kv

@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from harness.errors import UsageError
 from harness.ledger import Account, Term
 from harness.predict import predict
-from harness.predict.limits import limits_of
-from harness.predict.settings import settings
+from harness.predict.limits import bounds
 from harness.scenario import Load, Scenario, longest, longest_request
 from harness.simulate import Limits, Simulation, holds, simulate
 
@@ -81,7 +80,7 @@ def loaded_pool(scenario: Scenario) -> tuple[Account, Load, Limits]:
     held = account.rung("HOLDS")
     if held is not None and held.holds is None:
         raise UsageError(f"the load is {held.reason}")
-    return account, scenario.load, limits_of(scenario.engine, settings(scenario), account.kv.num_blocks)
+    return account, scenario.load, bounds(scenario, account.kv.num_blocks)
 
 
 def _interval(account: Account) -> tuple[int, int]:

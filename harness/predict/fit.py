@@ -5,7 +5,7 @@ from __future__ import annotations
 from harness.architecture import Architecture
 from harness.errors import UsageError
 from harness.ledger import LoadFigures, Rung, RungName, Term
-from harness.predict import kv_cache, unprofiled
+from harness.predict import unprofiled
 from harness.predict.admission import KV_CACHE, Budget, Grant
 from harness.predict.settings import Settings
 from harness.scenario import Engine, Load, Scenario, longest_prompt, longest_request
@@ -150,9 +150,9 @@ def judge_load(
 ) -> tuple[Rung, LoadFigures]:
     """Whether the load runs without preemption and without waiting for blocks, by the simulated scheduler.
 
-    Not judged (None) where the model has more than one block table, or one that forgets: the simulation has neither.
+    Not judged (None) where the simulation lacks what the model has.
     """
-    from harness.predict.limits import limits_of
+    from harness.predict.limits import limits_of, not_simulated
     from harness.simulate import simulate
 
     if longest_request(load) > settings.max_model_len:
@@ -163,18 +163,10 @@ def judge_load(
     if load.timed:
         reason = f"not judged: a {load.shape} load comes by the clock, and how long a step takes is not modelled yet"
         return Rung(RungName.HOLDS, None, limited_by=KV_CACHE, reason=reason), LoadFigures()
-    if settings.model_runner == "v0":
-        reason = "not judged: the scheduler of V0 (vLLM before 0.8) is not simulated"
-        return Rung(RungName.HOLDS, None, limited_by=KV_CACHE, reason=reason), LoadFigures()
-    if not kv_cache.is_one_table(architecture, settings):
-        tables = kv_cache.groups(architecture, settings)
-        kinds = " and ".join(sorted({g.kind for g in tables}))
-        reason = (
-            f"not judged: this model has {len(tables)} KV table{'s'[: len(tables) - 1]} ({kinds} attention), the "
-            "simulated scheduler one of full attention"
-        )
-        return Rung(RungName.HOLDS, None, limited_by=KV_CACHE, reason=reason), LoadFigures()
-    simulation = simulate(load, limits_of(engine, settings, grant.budget.blocks))
+    lacking = not_simulated(architecture, settings)
+    if lacking:
+        return Rung(RungName.HOLDS, None, limited_by=KV_CACHE, reason=f"not judged: {lacking}"), LoadFigures()
+    simulation = simulate(load, limits_of(engine, settings, grant.budget.blocks, architecture))
     return _held(simulation.holds, simulation.figures, grant.budget), simulation.figures
 
 

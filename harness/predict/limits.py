@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+from harness.architecture import CHUNKED, SLIDING, STATE, Architecture, from_config
 from harness.errors import UsageError
-from harness.predict.settings import Settings
-from harness.scenario import Engine
+from harness.predict.kv_groups import Group, groups
+from harness.predict.settings import Settings, settings
+from harness.scenario import Engine, Scenario
 from harness.simulate import Limits
+from harness.simulate import tables as kinds
+
+_KINDS = {SLIDING: kinds.SLIDING, CHUNKED: kinds.CHUNKED, STATE: kinds.STATE}  # the others keep every token
 
 
-def limits_of(engine: Engine, settings: Settings, num_blocks: int) -> Limits:
-    """The limits that the scenario's engine, resolved to ``settings``, has on a pool of ``num_blocks``.
+def bounds(scenario: Scenario, num_blocks: int) -> Limits:
+    """:func:`limits_of` the scenario's engine and model."""
+    architecture = from_config(scenario.config())
+    return limits_of(scenario.engine, settings(scenario, architecture), num_blocks, architecture)
+
+
+def not_simulated(architecture: Architecture, chosen: Settings) -> str | None:
+    """What the simulated scheduler lacks for this model, or None."""
+    if chosen.model_runner == "v0":
+        return "the scheduler of V0 (vLLM before 0.8) is not simulated"
+    if chosen.enable_prefix_caching and any(g.kind == STATE for g in groups(architecture, chosen)):
+        return (
+            "prefix caching of layers that keep a state is not simulated (engine.enable_prefix_caching: false turns it "
+            "off)"
+        )
+    return None
+
+
+def limits_of(engine: Engine, chosen: Settings, num_blocks: int, architecture: Architecture) -> Limits:
+    """The limits that the scenario's engine, resolved to ``chosen``, has on a pool of ``num_blocks``.
 
     Raises UsageError where vLLM would refuse them (``SchedulerConfig.verify_max_model_len``, 0.32).
     """
-    tokens, longest = settings.max_num_batched_tokens, settings.max_model_len
+    tokens, longest = chosen.max_num_batched_tokens, chosen.max_model_len
     if tokens < longest and not engine.enable_chunked_prefill:
         raise UsageError(
             f"engine.enable_chunked_prefill: without it max_num_batched_tokens ({tokens:,}) must be at least "
@@ -26,14 +49,21 @@ def limits_of(engine: Engine, settings: Settings, num_blocks: int) -> Limits:
         )
     return Limits(
         num_blocks=num_blocks,
-        block_size=settings.block_size * settings.decode_context_parallel_size,
-        max_num_seqs=settings.max_num_seqs,
-        max_num_batched_tokens=settings.max_num_batched_tokens,
-        max_model_len=settings.max_model_len,
-        enable_prefix_caching=settings.enable_prefix_caching,
+        block_size=chosen.block_size * chosen.decode_context_parallel_size,
+        max_num_seqs=chosen.max_num_seqs,
+        max_num_batched_tokens=chosen.max_num_batched_tokens,
+        max_model_len=chosen.max_model_len,
+        enable_prefix_caching=chosen.enable_prefix_caching,
         enable_chunked_prefill=engine.enable_chunked_prefill,
         long_prefill_token_threshold=engine.long_prefill_token_threshold,
         scheduler_reserve_full_isl=engine.scheduler_reserve_full_isl,
         watermark=engine.watermark,
         async_scheduling=engine.async_scheduling,
+        tables=_tables(groups(architecture, chosen)),
     )
+
+
+def _tables(found: tuple[Group, ...]) -> tuple[kinds.Table, ...]:
+    """The block tables; none to tell where there is one that keeps every token."""
+    tables = tuple(kinds.Table(_KINDS.get(g.kind, kinds.FULL), g.block_size * g.ranks, g.window or 0) for g in found)
+    return () if [t.kind for t in tables] == [kinds.FULL] else tables

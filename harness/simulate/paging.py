@@ -17,6 +17,7 @@ from harness.scenario import Load
 from harness.simulate.limits import Limits
 from harness.simulate.lockstep import Sequence
 from harness.simulate.scheduler import Run, check
+from harness.simulate.tables import described
 
 BLOCK_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -48,6 +49,8 @@ def compare(load: Load, limits: Limits) -> tuple[Use, ...]:
     An allocator that can't serve the longest request at all is left out. Raises UsageError where vLLM's
     own blocks can't. Every step is taken by itself, so the cost grows with the steps of the load.
     """
+    if limits.tables:
+        raise UsageError(f"paging is compared on full attention alone; this model has {described(limits.tables)}")
     check(load, limits)
     load = load.model_copy(update={"shared_prefix_tokens": 0})
     limits = replace(limits, enable_prefix_caching=False)

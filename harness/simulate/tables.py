@@ -61,6 +61,12 @@ class Table:
         return -(-(self.window - 1) // self.block_size)
 
 
+def described(tables: tuple[Table, ...]) -> str:
+    """Such as "2 KV tables (full and sliding attention)"."""
+    kinds = " and ".join(sorted({t.kind for t in tables}))
+    return f"{len(tables)} KV table{'s'[: len(tables) - 1]} ({kinds} attention)"
+
+
 class Tables:
     """The tables of a model, and the prefix that a new request finds in all of them."""
 
