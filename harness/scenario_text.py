@@ -339,7 +339,8 @@ def _words(fault: Any, path: tuple[Any, ...], models: list[type[BaseModel]], tag
             return f"missing: {_or(options)}"
         return f"expected {_or(options)}, got {show(given)}{nearest(str(given), options)}"
     if kind == "literal_error":
-        options = re.findall(r"'([^']*)'", context.get("expected", ""))
+        expected = context.get("expected", "")
+        options = re.findall(r"'([^']*)'", expected) or re.split(", | or ", expected)
         near = nearest(value, options) if isinstance(value, str) else ""
         return f"expected {_or(options)}, got {show(value)}{near}"
     if kind in _KINDS:

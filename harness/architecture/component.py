@@ -39,9 +39,14 @@ class Component:
         """Elements of the unsplit tensor."""
         return prod(self.shape)
 
-    def on_rank(self, tp: int) -> tuple[int, ...]:
-        """The shape on one of ``tp`` ranks, the vocabulary padded as vLLM pads it."""
+    def on_rank(self, tp: int, ep: int = 1) -> tuple[int, ...]:
+        """The shape on one of ``tp`` ranks, the vocabulary padded as vLLM pads it.
+
+        ``ep``: ranks that divide the number of experts; the first ones have one more where it does not go evenly.
+        """
         first, *rest = self.shape
+        if self.kind == "experts":
+            first = -(-first // ep)
         if self.split == "column":
             return (first // tp, *rest)
         if self.split == "row":
@@ -54,7 +59,7 @@ class Component:
             return (padded_vocab(first) // tp, *rest)
         if self.split == "heads":
             return (sum(heads_on_rank(count, tp) * width for count, width in self.units), *rest)
-        return self.shape
+        return (first, *rest)
 
 
 def heads_on_rank(heads: int, tp: int) -> int:

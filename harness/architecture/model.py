@@ -102,10 +102,11 @@ class Architecture:
         start = sum(split[:stage])
         return range(start, start + split[stage])
 
-    def check_split(self, tp: int, pp: int = 1, tower_ranks: int = 1) -> None:
+    def check_split(self, tp: int, pp: int = 1, tower_ranks: int = 1, expert_ranks: int | None = None) -> None:
         """Raises UsageError, in vLLM's own words, where ``tp`` x ``pp`` ranks can't share this model.
 
-        ``tower_ranks``: those that share a vision tower.
+        ``tower_ranks``: those that share a vision tower; ``expert_ranks``: those that divide each expert, where they
+        are not ``tp``.
         """
         if self.heads % tp:
             raise UsageError(
@@ -116,6 +117,8 @@ class Architecture:
         for heads in dict.fromkeys(count for c in self.components for count, _ in c.units):
             pairs.append((max(heads, tp), min(heads, tp)))
         pairs += [(width, tp) for width in self._widths()]
+        if self.mixture is not None:
+            pairs.append((self.mixture.width, tp if expert_ranks is None else expert_ranks))
         if self.vision is not None and self.vision.heads:
             pairs.insert(0, (self.vision.heads, tower_ranks))
         for whole, part in pairs:
@@ -127,7 +130,7 @@ class Architecture:
     def _widths(self) -> list[int]:
         widths = [self.intermediate] if self.layout.dense else []
         if self.mixture is not None:
-            widths += [self.mixture.shared, self.mixture.width]
+            widths.append(self.mixture.shared)
         return [w for w in widths if w]
 
     def kv_heads_on_rank(self, tp: int) -> int:

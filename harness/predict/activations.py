@@ -84,6 +84,11 @@ def activation_peak(architecture: Architecture, settings: Settings, gpu: Gpu, st
             which = f"tower: {seen.words}"
         peak, low, high = (max(getattr(seen.tower, e), n) for e, n in (("bytes", peak), ("low", low), ("high", high)))
     low, high = low + base - BELOW, high + base + ABOVE
+    if settings.data_parallel_size > 1 and architecture.mixture is not None:
+        # No run is public: the gathered tokens may be those of one engine, or lie there twice.
+        others = settings.data_parallel_size - 1
+        low -= experts_workspace(architecture, settings) * others // settings.data_parallel_size
+        high += 2 * others * hidden_states(architecture, settings)
     if settings.model_runner == "v2":
         low, high = round(low - _V2_BELOW * peak), round(high + _V2_ABOVE * peak)
     return Estimate(
@@ -117,18 +122,22 @@ def _experts_of_a_layer(architecture: Architecture, settings: Settings) -> int:
     mixture = architecture.mixture
     if mixture is None or settings.weight_format.only == "experts":
         return 0
-    one, hidden = mixture.width // settings.tensor_parallel_size, architecture.hidden
+    one, hidden = mixture.width // settings.expert_split[0], architecture.hidden
     row = 3 * one + hidden if settings.model_runner == "v0" else max(2 * one, hidden) + one
     return settings.max_num_batched_tokens * mixture.used * row * settings.dtype_bytes
 
 
 def experts_workspace(architecture: Architecture, settings: Settings) -> int:
-    """Bytes that the fused experts keep for T tokens on one rank: e of the law above."""
+    """Bytes that the fused experts keep for T tokens on one rank: e of the law above.
+
+    With several engines the tokens of all of them are gathered before the experts (the default of 0.32,
+    allgather_reducescatter): T x data_parallel_size.
+    """
     mixture, kept = architecture.mixture, settings.defaults.experts_workspace_kept
     if mixture is None or settings.weight_format.only == "experts" or not kept:
         return 0
-    width = max(2 * mixture.width // settings.tensor_parallel_size, architecture.hidden)
-    rows = settings.max_num_batched_tokens * mixture.used
+    width = max(2 * mixture.width // settings.expert_split[0], architecture.hidden)
+    rows = settings.max_num_batched_tokens * settings.data_parallel_size * mixture.used
     return rows * (width + architecture.hidden) * settings.dtype_bytes
 
 

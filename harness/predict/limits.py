@@ -21,6 +21,8 @@ def bounds(scenario: Scenario, num_blocks: int) -> Limits:
 
 def not_simulated(architecture: Architecture, chosen: Settings) -> str | None:
     """What the simulated scheduler lacks for this model, or None."""
+    if chosen.data_parallel_size > 1:
+        return f"the load is spread over {chosen.data_parallel_size} engines, one is simulated"
     if chosen.model_runner == "v0":
         return "the scheduler of V0 (vLLM before 0.8) is not simulated"
     if chosen.enable_prefix_caching and any(g.kind == STATE for g in groups(architecture, chosen)):

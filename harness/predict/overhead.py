@@ -67,7 +67,7 @@ def cuda_total(gpu: Gpu) -> Estimate:
 
 def runtime_at_init(settings: Settings, gpu: Gpu) -> Estimate:
     """CUDA context and, for several ranks, NCCL: bytes taken before vLLM reads the free memory."""
-    many = settings.tensor_parallel_size * settings.pipeline_parallel_size > 1
+    many = settings.tensor_parallel_size * settings.pipeline_parallel_size * settings.data_parallel_size > 1
     if _is_h100(gpu):
         likely = _INIT_MANY if many else _INIT_ONE
     elif many and not _has_nvswitch(gpu):

@@ -30,6 +30,14 @@ LARGEST_BYTES = 2**60
 _V0_LONG_CONTEXT = 32 * 1024
 
 
+_LORA_SINCE = "0.16"  # before, other classes had slots at their embeddings, and room for added words (to 0.11)
+# Model classes whose slots are equal to vLLM's own (tests/test_lora.py), and whether their embeddings have some.
+LORA_CLASSES = {
+    "LlamaForCausalLM": True, "GraniteForCausalLM": True, "Qwen3ForCausalLM": True, "MistralForCausalLM": False,
+    "Qwen2ForCausalLM": False, "GemmaForCausalLM": False, "Gemma2ForCausalLM": False,
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Settings:
     """All that vLLM's memory depends on. Tokens, sequences, bytes."""
@@ -50,6 +58,10 @@ class Settings:
     max_num_batched_tokens: int
     tensor_parallel_size: int
     pipeline_parallel_size: int
+    data_parallel_size: int
+    expert_parallel: bool
+    max_loras: int  # 0: no adapters
+    max_lora_rank: int
     decode_context_parallel_size: int
     in_flight_tokens: int  # scheduled and not yet settled: a sliding window is charged for them
     enforce_eager: bool
@@ -68,6 +80,15 @@ class Settings:
         """That of most of the weights."""
         return self.quantization.main
 
+    @property
+    def expert_split(self) -> tuple[int, int]:
+        """(ranks that divide each expert, ranks that divide their number): all ranks of a stage do one or the other.
+
+        Source: ``FusedMoEParallelConfig.make``, vllm/model_executor/layers/fused_moe/config.py, 0.32.
+        """
+        ranks = self.tensor_parallel_size * self.data_parallel_size
+        return (1, ranks) if self.expert_parallel else (ranks, 1)
+
 
 def settings(scenario: Scenario, architecture: Architecture | None = None) -> Settings:
     """The scenario's engine with every default filled in. Raises UsageError where vLLM would refuse.
@@ -78,7 +99,8 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
     architecture = architecture or from_config(config)
     tp, pp = scenario.tensor_parallel_size, engine.pipeline_parallel_size
     sees, tower_ranks = _tower(scenario, architecture, tp)
-    architecture.check_split(tp, pp, tower_ranks if sees else 1)
+    dp = engine.data_parallel_size
+    architecture.check_split(tp, pp, tower_ranks if sees else 1, 1 if engine.enable_expert_parallel else tp * dp)
     check_context_split(architecture, tp, engine.decode_context_parallel_size)
     defaults = _defaults(scenario, gpu)
     if defaults.engine == "v0" and architecture.mla is not None:
@@ -97,7 +119,7 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
     state_bytes = _state_dtype_bytes(engine.mamba_ssm_cache_dtype, architecture, dtype)
     block_size = engine.block_size or (defaults.cpu_block_size if scenario.on_cpu else defaults.block_size)
     runner = _model_runner(defaults, architecture, weights, scenario.on_cpu)
-    return Settings(
+    chosen = Settings(
         vllm=engine.vllm,
         model_runner=runner,
         dtype=dtype,
@@ -114,6 +136,10 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
         max_num_batched_tokens=tokens,
         tensor_parallel_size=tp,
         pipeline_parallel_size=pp,
+        data_parallel_size=dp,
+        expert_parallel=engine.enable_expert_parallel,
+        max_loras=engine.max_loras if engine.enable_lora else 0,
+        max_lora_rank=engine.max_lora_rank,
         decode_context_parallel_size=engine.decode_context_parallel_size,
         in_flight_tokens=tokens * _batches_in_flight(defaults, runner, pp),
         enforce_eager=engine.enforce_eager,
@@ -127,6 +153,19 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
         mm_limits=tuple((engine.limit_mm_per_prompt or {}).items()),
         skip_mm_profiling=engine.skip_mm_profiling,
     )
+    if chosen.max_loras:
+        check_lora(architecture, chosen.vllm)
+    return chosen
+
+
+def check_lora(architecture: Architecture, version: str) -> None:
+    """Raises UsageError where the slots of adapters are not known."""
+    if catalog.version_key(version) < catalog.version_key(_LORA_SINCE):
+        raise UsageError(f"engine.enable_lora: modelled from vLLM {_LORA_SINCE} on, not for {version}")
+    if architecture.name not in LORA_CLASSES:
+        raise UsageError(
+            f"engine.enable_lora: the slots of {architecture.name} are not modelled (known: {', '.join(LORA_CLASSES)})"
+        )
 
 
 def _tower(scenario: Scenario, architecture: Architecture, tp: int) -> tuple[bool, int]:

@@ -14,6 +14,7 @@ from math import ceil, prod
 
 from harness.architecture import Architecture, Component
 from harness.catalog import WeightFormat, weight_format
+from harness.predict import lora
 from harness.predict.estimate import Estimate
 from harness.predict.settings import Settings
 from harness.units import MIB
@@ -57,10 +58,14 @@ def tensors(architecture: Architecture, settings: Settings, stage: int) -> Itera
             count = 1  # a tied lm_head needs the embedding on the last stage too
         if not count:
             continue
-        tp = settings.tower_ranks if component.place == "tower" else settings.tensor_parallel_size
+        tp, ep = settings.tower_ranks if component.place == "tower" else settings.tensor_parallel_size, 1
+        if component.kind == "experts":
+            tp, ep = settings.expert_split
         for kind, copies in settings.quantization.of(component, layers if in_layer else ()):
-            for name, size in stored(component, architecture, kind, settings.dtype_bytes, tp):
+            for name, size in stored(component, architecture, kind, settings.dtype_bytes, tp, ep):
                 yield Tensor(name, size, copies if in_layer else count, in_layer)
+        for name, size in lora.slots(component, architecture, settings):
+            yield Tensor(name, size, count, in_layer)
     for positions, dims in architecture.rotary_shapes:
         # One cache for all layers of a kind, in the model's dtype (rotary_embedding/base.py, 0.19 to 0.32).
         size = 4 if architecture.rotary_float32 else settings.dtype_bytes
@@ -68,7 +73,8 @@ def tensors(architecture: Architecture, settings: Settings, stage: int) -> Itera
 
 
 def stored(
-    component: Component, architecture: Architecture, kind: WeightFormat | None, dtype_bytes: int, tp: int = 1
+    component: Component, architecture: Architecture, kind: WeightFormat | None, dtype_bytes: int, tp: int = 1,
+    ep: int = 1,
 ) -> Iterator[tuple[str, int]]:
     """(name, bytes) of the tensors as which one of ``tp`` ranks holds ``component``; ``kind`` None: plain numbers."""
     if kind is not None and kind.values is not None:
@@ -78,7 +84,7 @@ def stored(
             part = replace(component, shape=(rows, component.shape[1]), units=tuple(units))
             yield from stored(part, architecture, one, dtype_bytes, tp)
         return
-    shape = component.on_rank(tp)
+    shape = component.on_rank(tp, ep)
     if kind is None or kind.bits is None or kind.dtype is not None:
         yield component.name, prod(shape) * (4 if component.dtype == "float32" else dtype_bytes)
         return
@@ -123,7 +129,8 @@ def weights(architecture: Architecture, settings: Settings, stage: int = 0) -> E
     total = sum(allocated(t.bytes) * t.count for t in tensors(architecture, settings, stage))
     # How much an expert's layout pads depends on the kernel, so on the GPU: it may be nothing.
     layout = settings.weight_format.layout_share * total
+    beside = f", LoRA slots ({settings.max_loras} of rank {settings.max_lora_rank})" if settings.max_loras else ""
     return Estimate.within(
         total, total * RESIDUAL + layout, total * RESIDUAL + layout / 2,
-        f"{weights_source(architecture, settings)}, rotary cache, PyTorch allocator rounding",
+        f"{weights_source(architecture, settings)}{beside}, rotary cache, PyTorch allocator rounding",
     )  # fmt: skip

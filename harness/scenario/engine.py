@@ -39,6 +39,13 @@ class Engine(Part):
     decode_context_parallel_size: Annotated[int, Field(ge=1, le=1024)] = Field(
         1, description="so many of the tensor-parallel ranks share the tokens of a request between them"
     )
+    data_parallel_size: Annotated[int, Field(ge=1, le=1024)] = Field(
+        1, description="engines of the same model; with experts they share the experts and have attention of their own"
+    )
+    enable_expert_parallel: bool = Field(False, description="ranks divide the number of experts, not each expert")
+    enable_lora: bool = False
+    max_loras: Annotated[int, Field(ge=1, le=4096)] = Field(1, description="slots for adapters; of enable_lora")
+    max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = Field(16, description="of enable_lora")
     enforce_eager: bool = False
     enable_prefix_caching: bool = True
     kv_cache_memory_bytes: Size | None = None
@@ -70,13 +77,21 @@ class Engine(Part):
 
 def engine_faults(s: Scenario) -> Iterator[Fault]:
     """Faults that lie between keys."""
-    tp, pp, count = s.tensor_parallel_size, s.engine.pipeline_parallel_size, s.count
-    if tp * pp != count:
+    tp, pp, dp, count = s.tensor_parallel_size, s.engine.pipeline_parallel_size, s.engine.data_parallel_size, s.count
+    if tp * pp * dp != count:
+        words = "tensor_parallel_size x pipeline_parallel_size" + (" x data_parallel_size" if dp > 1 else "")
+        product = f"{tp} x {pp}" + (f" x {dp}" if dp > 1 else "")
         yield (
             ("engine", "tensor_parallel_size" if s.engine.tensor_parallel_size else "pipeline_parallel_size"),
-            f"tensor_parallel_size x pipeline_parallel_size is {tp} x {pp} = {tp * pp}, but "
+            f"{words} is {product} = {tp * pp * dp}, but "
             + (f"gpu.count is {count}" if s.gpu else "device: cpu is one device"),
         )
+    if not s.engine.enable_lora:
+        for key in ("max_loras", "max_lora_rank"):
+            if key in s.engine.model_fields_set:
+                yield ("engine", key), "without enable_lora: true there are no adapters"
+    elif s.on_cpu:
+        yield ("engine", "enable_lora"), "adapters are not modelled on this computer"
     block, multiple = s.engine.block_size, 32 if s.on_cpu else 16
     if block is not None and block % multiple:
         backend = "the CPU backend pages" if s.on_cpu else "GPU attention backends page"

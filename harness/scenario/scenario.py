@@ -60,7 +60,8 @@ class Scenario(Part):
     @property
     def tensor_parallel_size(self) -> int:
         """As given, else all devices that the pipeline stages leave."""
-        return self.engine.tensor_parallel_size or max(self.count // self.engine.pipeline_parallel_size, 1)
+        others = self.engine.pipeline_parallel_size * self.engine.data_parallel_size
+        return self.engine.tensor_parallel_size or max(self.count // others, 1)
 
     @property
     def model_name(self) -> str:
