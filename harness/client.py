@@ -15,6 +15,7 @@ import aiohttp
 
 from harness.engines.log import printable
 from harness.scenario import Load
+from harness.simulate.latency import Distribution
 from harness.traffic import Request, stream
 
 # How far apart requests of a start together are sent, so that they queue in their order.
@@ -47,6 +48,7 @@ class Client:
     def __init__(self, url: str, key: str, model: str, logprobs: int | None = None) -> None:
         self._url, self._key, self._model, self._logprobs = url, key, model, logprobs
         self._session: aiohttp.ClientSession | None = None
+        self.gaps_ns = Distribution()  # between the events of all answers
 
     async def __aenter__(self) -> Client:
         self._session = aiohttp.ClientSession(
@@ -121,7 +123,7 @@ class Client:
             **({"return_token_ids": True} if keep_ids else {}),
             **({} if self._logprobs is None else {"logprobs": self._logprobs}),
         }
-        sent, first = time.monotonic_ns(), None
+        sent, first, last = time.monotonic_ns(), None, 0
         pieces: list[str] = []
         ids: list[int] = []
         tokens: int | None = None
@@ -132,8 +134,12 @@ class Client:
                     status, error = "http", f"{response.status} {(await response.text())[:300]}"
                 else:
                     async for event in _events(response.content):
+                        now = time.monotonic_ns()
                         if first is None:
-                            first = time.monotonic_ns()
+                            first = now
+                        elif b'"choices":[]' not in event:  # the usage that ends the stream is no token
+                            self.gaps_ns.add(now - last)
+                        last = now
                         # Events are not tokens (one may carry several): the engine's count comes at the end.
                         if b'"usage":{' in event or keep_text or keep_ids or b'"error"' in event:
                             data = json.loads(event)

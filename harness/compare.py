@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from harness.ledger import STATED, Account, LoadFigures, RungName, Term
-from harness.scenario import Expect
+from harness.scenario import Expect, Slo
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,16 @@ def _figures(predicted: Account, here: Account, measured: Account | None) -> lis
 # -- the expectation -----------------------------------------------------------------------------------
 
 
-def check(expect: Expect, comparison: Comparison) -> tuple[bool | None, list[str]]:
+def meets(slo: Slo, comparison: Comparison) -> bool | None:
+    """Whether the load meets ``slo``, by what was measured where it was; None where a figure is not known."""
+    figures = {f.figure: f.measured if f.measured is not None else f.gpu for f in comparison.figures}
+    values = {name: figures.get(name) for name in slo.limits}
+    if any(value is not None and value > slo.limits[name] for name, value in values.items()):
+        return False
+    return None if None in values.values() else True
+
+
+def check(expect: Expect, comparison: Comparison, slo: Slo | None = None) -> tuple[bool | None, list[str]]:
     """Whether the scenario's expectation is met, and what failed in words; (None, []) where none is stated, and
     where the run was cut short or the stand-in's engine failed: neither says anything of the scenario.
 
@@ -160,6 +169,10 @@ def check(expect: Expect, comparison: Comparison) -> tuple[bool | None, list[str
         if key == "limited_by":
             found: Any = limiting(comparison)
             how = "predicted"
+        elif key == "slo":
+            found = meets(slo, comparison) if slo else None
+            measured = {f.figure for f in comparison.figures if f.measured is not None}
+            how = "measured" if slo and measured & set(slo.limits) else "predicted"
         else:
             row = next(r for r in comparison.rungs if r.rung == key.upper())
             found = row.measured if row.measured is not None else row.predicted

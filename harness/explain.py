@@ -5,7 +5,7 @@ from __future__ import annotations
 from harness.compare import Comparison
 from harness.ledger import Account, RungName, Term
 from harness.scenario import Load, Scenario
-from harness.traffic import stream
+from harness.traffic import arrivals_s, stream
 from harness.units import human
 
 _IDLE = (RungName.LOADS, RungName.ADMITS, RungName.STARTS)
@@ -105,12 +105,22 @@ def _need_sentence(load: Load, predicted: Account) -> str:
     if needed is None or kv.block_size is None or not kv.usable_blocks:
         return ""
     who = _count(load.concurrency, "user" if load.users else "request") + ("" if load.users else " at once")
+    if load.open:
+        who = f"requests that come {_rate(load)} a second"
     tokens = sum(r.prompt_tokens + r.output_tokens for r in stream(load)) / load.requests
     size = f" ({human(needed * kv.bytes_per_block)})" if kv.bytes_per_block else ""
     return (
         f"Under load {who} with {tokens:,.0f} tokens each would take blocks for {needed * kv.block_size:,} tokens at "
         f"the peak, {needed / kv.usable_blocks:.2f} times the pool{size}."
     )
+
+
+def _rate(load: Load) -> str:
+    """Requests per second, on the whole."""
+    if load.rate is not None:
+        return f"{load.rate:g}" + (f" to {load.end_rate:g}" if load.end_rate is not None else "")
+    times = list(arrivals_s(load) or ())
+    return f"{len(times) / times[-1]:.3g}" if times[-1:] > [0.0] else "many"
 
 
 def _outcome_sentence(comparison: Comparison) -> str:
@@ -140,7 +150,7 @@ def _outcome_sentence(comparison: Comparison) -> str:
 def _room_sentence(load: Load, predicted: Account) -> list[str]:
     """How much more of the same would fit, by the peak of this load."""
     usable, needed = predicted.kv.usable_blocks, predicted.load.peak_blocks_needed
-    if usable is None or not needed:
+    if usable is None or not needed or load.open:
         return []
     more = (usable - needed) * load.concurrency // needed
     thing = "user" if load.users else "request at once"

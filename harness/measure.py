@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.engines import log
-from harness.ledger import ADDITIVE, Account, Entry, KvPool, Ledger, LoadFigures, Phase, Rung, RungName, Term
+from harness.ledger import (
+    ADDITIVE,
+    QUANTILES,
+    Account,
+    Entry,
+    KvPool,
+    Ledger,
+    LoadFigures,
+    Phase,
+    Rung,
+    RungName,
+    Term,
+)
 from harness.store import LOADING, RunRecord
 
 if TYPE_CHECKING:
@@ -39,7 +52,7 @@ def measure(record: RunRecord) -> Account | None:
         rungs=tuple(_rungs(record, kv, load)),
         load=load,
         engine_says=tuple(log.quotable(record.log_lines)),
-        notes=record.problems,
+        notes=(*record.problems, *_pace(record)),
     )
 
 
@@ -77,13 +90,52 @@ def _load(record: RunRecord) -> LoadFigures:
             preemptions=int(steps["preempted"].sum()),
             steps=len(steps),
             tokens_scheduled=int(steps["tokens"].sum()),
+            **_latencies(record),
         )
     metrics = record.tables["metrics"]
     return LoadFigures(
         peak_running=_most(metrics, "running"),
         peak_waiting=_most(metrics, "waiting"),
         preemptions=_most(metrics, "preemptions"),
+        **_latencies(record),
     )
+
+
+def _pace(record: RunRecord) -> Iterator[str]:
+    """How well a rehearsal kept to the step times that its steps were held to."""
+    steps = record.tables["steps"]
+    if {"paced_ns", "late_ns"} <= set(steps.columns) and steps["paced_ns"].sum() > 0:
+        late = 100 * steps["late_ns"].sum() / steps["paced_ns"].sum()
+        yield (
+            f"The steps were held to the predicted step times ({steps['paced_ns'].sum() / 1e9:,.1f} s in all); those "
+            f"that took longer here add {late:.1f} %."
+        )
+
+
+def _latencies(record: RunRecord) -> dict[str, Any]:
+    """Of the requests that were answered, as the client saw it; none where time meant nothing (a stand-in unpaced)."""
+    if record.mode != "measured" and not record.manifest.get("paced"):
+        return {}
+    frame = record.tables["requests"]
+    frame = frame[frame["status"] == "ok"]
+    if frame.empty:
+        return {}
+    first, end, sent = (frame[f"{what}_ns"] for what in ("first", "end", "sent"))
+    more = frame["tokens_out"] > 1
+    seconds = float(end.max() - sent.min()) / 1e9
+    figures: dict[str, Any] = {
+        "duration_s": seconds,
+        "requests_per_s": len(frame) / seconds,
+        "output_tokens_per_s": float(frame["tokens_out"].sum()) / seconds,
+    }
+    told = {"ttft": first - sent, "e2e": end - sent, "tpot": ((end - first) / (frame["tokens_out"] - 1))[more]}
+    for name, values in told.items():
+        ordered = sorted(values.dropna().tolist())
+        if ordered:
+            figures[f"{name}_mean_s"] = sum(ordered) / len(ordered) / 1e9
+            figures |= {f"{name}_p{q}_s": ordered[math.ceil(q / 100 * len(ordered)) - 1] / 1e9 for q in QUANTILES}
+    between = record.manifest.get("itl_s", {})
+    return figures | {f"itl_{which}_s": between.get(which) for which in ("mean", *(f"p{q}" for q in QUANTILES))}
 
 
 def _most(frame: pd.DataFrame, column: str) -> int | None:

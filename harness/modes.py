@@ -13,8 +13,9 @@ from harness.engines import pretrained, standin, vllm
 from harness.errors import MachineError
 from harness.ledger import Account, KvPool
 from harness.predict import limits
+from harness.predict.simulated import simulated, step_time_of
 from harness.scenario import Scenario
-from harness.simulate import Limits, simulate
+from harness.simulate import TIMELESS, Limits, StepTime
 from harness.simulate.tables import described
 
 
@@ -40,6 +41,7 @@ class Session:
     vocab_size: int
     real_text: bool
     engine: vllm.Installed
+    pace: StepTime | None = None  # what the steps of a rehearsal are held to
 
     def close(self) -> None:
         """Remove what was written for this session alone."""
@@ -127,6 +129,8 @@ def _rehearsal(scenario: Scenario, prediction: Account, engine: vllm.Installed, 
     model = scratch / "model"
     double.write(model)
     own = double.limits
+    # Requests that come by the clock meet the engine as busy as the GPU's would be.
+    pace = step_time_of(scenario) if scenario.load.timed else None
     concurrency = own.num_blocks / -(-own.max_model_len // own.block_size)
     expected = Account(
         kv=KvPool(
@@ -137,7 +141,7 @@ def _rehearsal(scenario: Scenario, prediction: Account, engine: vllm.Installed, 
             tokens=int(concurrency * own.max_model_len),  # as vLLM counts them
             max_concurrency=concurrency,
         ),
-        load=simulate(scenario.load, own).figures,
+        load=simulated(scenario, prediction.kv, own, pace or TIMELESS).figures,
         notes=double.notes,
     )
     arguments: dict[str, str | int | float | bool] = {
@@ -145,12 +149,19 @@ def _rehearsal(scenario: Scenario, prediction: Account, engine: vllm.Installed, 
         "load_format": "dummy",
         "skip_tokenizer_init": True,
         "enforce_eager": True,
-        # Time means nothing here: a token by itself for each event would keep the server from taking requests.
-        "stream_interval": 128,
         "kv_cache_memory_bytes": double.kv_cache_memory_bytes,
     }
-    plan = vllm.ServerPlan(model, scratch, arguments, environment={"HF_HUB_OFFLINE": "1"})
-    return Session(Mode.REHEARSAL, plan, expected, standin.VOCAB_SIZE, False, engine)
+    environment = {"HF_HUB_OFFLINE": "1"}
+    if pace:
+        file = scratch / "pace.json"
+        fixed_ps = [pace.step(tokens, 0, 0) for tokens in range(own.max_num_batched_tokens + 1)]
+        file.write_text(json.dumps({"fixed_ps": fixed_ps, "kv_ps": pace.kv_ps, "pair_ps": pace.pair_ps}))
+        environment[vllm.PACE] = str(file)
+    else:
+        # Time means nothing here: a token by itself for each event would keep the server from taking requests.
+        arguments["stream_interval"] = 128
+    plan = vllm.ServerPlan(model, scratch, arguments, environment=environment)
+    return Session(Mode.REHEARSAL, plan, expected, standin.VOCAB_SIZE, False, engine, pace)
 
 
 def _measured(scenario: Scenario, prediction: Account, engine: vllm.Installed, scratch: Path) -> Session:

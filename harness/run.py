@@ -20,8 +20,10 @@ from harness.errors import EngineError, RecordError
 from harness.interrupts import Interrupts
 from harness.ledger import Account, Phase
 from harness.modes import Session
+from harness.predict.simulated import simulated
 from harness.sampler import MEMORY_INTERVAL_S, MemorySampler, sample_metrics
 from harness.scenario import Scenario
+from harness.simulate.latency import Distribution
 
 if TYPE_CHECKING:
     from harness.client import Answer, Client
@@ -55,7 +57,14 @@ class Progress:
 
 def analytic(scenario: Scenario, prediction: Account, out: Path, why: str) -> store.RunFolder:
     """A run folder that holds the prediction alone; still to be finished."""
-    return _begin(out, scenario, prediction, prediction, "analytic", why, COMPLETED)
+    folder = _begin(out, scenario, prediction, prediction, "analytic", why, COMPLETED)
+    if prediction.load.steps is not None:
+        try:
+            folder.write_frames(simulated(scenario, prediction.kv).timeline)
+        except RecordError:
+            folder.discard()
+            raise
+    return folder
 
 
 def execute(
@@ -147,6 +156,7 @@ class _Run:
         self.tables: list[store.TableWriter] = []
         self.tail = vllm.LogTail(folder.file(store.ENGINE_LOG))
         self.answers = {"ok": 0}
+        self.gaps: Distribution | None = None  # between the tokens of all answers
 
     # -- what is written down --------------------------------------------------------------------------
 
@@ -168,6 +178,8 @@ class _Run:
             },
             "probe": self.probe,
             "answers": self.answers,
+            "paced": self.session.pace is not None,
+            "itl_s": self.gaps and {name: value / 1e9 for name, value in self.gaps.told().items() if value is not None},
             "sampling": sampler
             and {
                 "interval_s": MEMORY_INTERVAL_S,
@@ -285,6 +297,7 @@ class _Run:
 
         self.mark(Phase.LOAD)
         self.progress.at("under load")
+        self.gaps = client.gaps_ns
         driving = asyncio.create_task(
             drive(
                 client, load, prompt_of, on_answer, keep_text=self.session.real_text, on_start=start_together,

@@ -15,10 +15,10 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -40,6 +40,7 @@ COMPARISON = "comparison.json"
 REPORT = "report.md"
 ENGINE_LOG = "engine.log"
 STEPS = "steps.csv"
+FRAMES = "simulated.csv"  # the timeline of an analytic run
 LOADING = "loading"  # a mark beside the phases: the worker begins to load the weights
 
 # table -> its columns; steps.csv is written by the scheduler probe inside the engine.
@@ -52,6 +53,18 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     ),
     "steps": ("time_ns", "blocks_used", "running", "waiting", "preempted", "tokens", "blocked_on_kv"),
 }  # fmt: skip
+
+
+# Of a simulated timeline.
+FRAME_COLUMNS = ("step", "time_s", "blocks_used", "running", "waiting", "preemptions")
+
+
+class Frame(Protocol):
+    """A point of it."""
+
+    @property
+    def step(self) -> int:
+        """Counts from 1."""
 
 
 class WriteError(RecordError):
@@ -155,6 +168,11 @@ class RunFolder:
         """A writer for the table ``name``."""
         return TableWriter(self.path / f"{name}.csv", COLUMNS[name], flush_s)
 
+    def write_frames(self, timeline: Sequence[Frame]) -> None:
+        """The timeline of a simulated load, a line for each point."""
+        lines = [",".join(map(str, (p.step, *(getattr(p, c) for c in FRAME_COLUMNS[1:])))) for p in timeline]
+        self.write_text(FRAMES, "\n".join([",".join(FRAME_COLUMNS), *lines]) + "\n")
+
     def discard(self) -> None:
         """Remove it: nothing was measured yet."""
         shutil.rmtree(self.path, ignore_errors=True)
@@ -187,6 +205,7 @@ class RunRecord:
     rehearsal: Account | None
     tables: dict[str, pd.DataFrame]
     log_lines: tuple[str, ...]
+    frames: tuple[tuple[float, ...], ...]  # of an analytic run, by FRAME_COLUMNS
     problems: tuple[str, ...]
 
     @property
@@ -244,6 +263,7 @@ def read(path: str | Path) -> RunRecord:
         rehearsal=rehearsal,
         tables=tables,
         log_lines=tuple(read_lines(folder / ENGINE_LOG)),
+        frames=() if ran else tuple(_read_frames(folder / FRAMES, problems)),
         problems=tuple(problems),
     )
 
@@ -286,6 +306,7 @@ _SHAPES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "engine": (dict[str, dict[str, Any] | str | int | bool | None], ()),
     "probe": (dict[str, int | None], ()),
     "answers": (dict[str, int], ()),
+    "itl_s": (dict[str, float], ()),
     "sampling": (dict[str, int | float], ("interval_s", "sweeps", "longest_gap_s", "cpu_s")),
 }
 
@@ -314,6 +335,19 @@ def _read_account(path: Path, problems: list[str]) -> Account | None:
     except (RecordError, TypeError, ValueError, AttributeError) as error:
         problems.append(f"{path.name} is cut short or of another shape: {error}")
     return None
+
+
+def _read_frames(path: Path, problems: list[str]) -> Iterator[tuple[float, ...]]:
+    """The points of a simulated timeline, in order; pandas stays out of an analytic run's path."""
+    head, *lines = _read_text(path).splitlines() or [""]
+    columns = ",".join(FRAME_COLUMNS)
+    if head not in ("", columns):
+        problems.append(f"{path.name} has other columns than {columns}")
+        return
+    numbers = range(len(FRAME_COLUMNS))
+    for line in lines:
+        if _whole(line, len(FRAME_COLUMNS), list(numbers)) and all(line.split(",")):
+            yield tuple(map(float, line.split(",")))
 
 
 _WORDS = ("process", "status", "error", "text")  # columns of text; all others hold numbers

@@ -36,7 +36,7 @@ def stream(load: Load) -> Iterator[Request]:
     for i in range(load.conversations):
         time_s = next(times) if times else None
         if load.trace is not None:
-            yield _recorded(i, load.trace.rows[i], HASH_TOKENS.get(load.trace.format, 0))
+            yield _recorded(i, load.trace.rows[i], HASH_TOKENS.get(load.trace.format, 0), time_s)
             continue
         said = 0
         for turn in range(load.turns):
@@ -46,14 +46,14 @@ def stream(load: Load) -> Iterator[Request]:
             said += output
 
 
-def _recorded(index: int, row: Row, hash_tokens: int) -> Request:
+def _recorded(index: int, row: Row, hash_tokens: int, time_s: float | None) -> Request:
     """A row of a trace; one without hash_ids has a prompt like no other."""
     left, pieces = row.prompt_tokens, []
     for piece in row.hash_ids:
         if left > 0:
             pieces.append((piece, min(hash_tokens, left)))
         left -= hash_tokens
-    return Request(index, row.prompt_tokens, row.output_tokens, index, 0, row.time_s, tuple(pieces))
+    return Request(index, row.prompt_tokens, row.output_tokens, index, 0, time_s, tuple(pieces))
 
 
 def arrivals_s(load: Load) -> Iterator[float] | None:
@@ -63,7 +63,8 @@ def arrivals_s(load: Load) -> Iterator[float] | None:
     with the shape ``burstiness``. Drawn beside the lengths, so these are the same at any rate.
     """
     if load.trace is not None:
-        return (row.time_s for row in load.trace.rows[: load.requests])
+        scale = load.trace.time_scale
+        return (row.time_s * scale for row in load.trace.rows[: load.requests])
     return None if load.rate is None else _at_a_rate(load, load.rate)
 
 

@@ -74,6 +74,13 @@ def rehearsed(real_vllm: vllm.Installed, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="session")
+def paced(real_vllm: vllm.Installed, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """scenarios/8b_24gb_poisson.yaml, requests that come by the clock, rehearsed at the GPU's pace."""
+    out = tmp_path_factory.mktemp("paced")
+    return bench("run", SCENARIOS / "8b_24gb_poisson.yaml", "--rehearse", "--json", "--out", out)
+
+
+@pytest.fixture(scope="session")
 def measured(real_vllm: vllm.Installed, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     """scenarios/smollm2_cpu.yaml measured on this computer: a real pretrained model."""
     if pretrained.folder_of(pretrained.NAME) is None:

@@ -11,11 +11,14 @@ from conftest import SCENARIOS, bench
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.ledger import LoadFigures
 from harness.modes import limits_of
+from harness.predict import predict
 from harness.predict.capacity import Capacity, capacity
+from harness.predict.simulated import step_time_of
 from harness.report import text
 from harness.report.capacity import build, document
-from harness.scenario import load_scenario
+from harness.scenario import Load, load_scenario
 from harness.simulate import simulate
 
 needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM (the extra cpu)")
@@ -27,7 +30,7 @@ def found(name: str = "70b_8k_int4", *changes: str) -> Capacity:
 
 
 @needs_vllm
-@pytest.mark.parametrize("what", [0, 1])
+@pytest.mark.parametrize("what", [0, -1])
 @pytest.mark.parametrize("name", HELD)
 def test_vllms_own_scheduler_agrees_on_both_sides_of_the_cliff(name: str, what: int) -> None:
     import vllm_scheduler
@@ -64,7 +67,7 @@ def test_the_search_finds_what_trying_each_finds(prompt: int, output: int, block
     load = result.scenario.load
     assert load
     bounds = limits_of(result.scenario, result.account.kv)
-    users, context = result.answers
+    users, _, context = result.answers
 
     def works(**changed: Any) -> bool:
         return simulate(load.model_copy(update=changed), bounds).holds
@@ -76,7 +79,7 @@ def test_the_search_finds_what_trying_each_finds(prompt: int, output: int, block
 
 
 def test_the_report_of_the_70b() -> None:
-    assert text.render(build(found())).splitlines()[5:18] == [
+    assert text.render(build(found())).splitlines()[5:17] == [
         "How many users",
         "  12 users hold; one more does not: 2 preemptions, 5,401 tokens computed again (2.5 % of all).",
         "  figure                      12 users   13 users   asked: 32 users",
@@ -89,23 +92,73 @@ def test_the_report_of_the_70b() -> None:
         "  preemptions                        0          2                10",
         "  tokens scheduled             196,584    218,367           557,295",
         "  tokens computed again              0      5,401            33,071",
-        "",
     ]
+
+
+def figures(name: str, load: Load) -> LoadFigures:
+    """The load simulated on the pool that the scenario is granted, by its step times."""
+    scenario = load_scenario(SCENARIOS / f"{name}.yaml")
+    return simulate(load, limits_of(scenario, predict(scenario).kv), step_time_of(scenario)).figures
+
+
+def test_a_rate_is_told_by_a_stream_of_the_same_lengths() -> None:
+    rate = found().answers[1]
+    assert rate.at and rate.past and rate.asked is None
+    assert (rate.at.load.shape, rate.at.load.requests, rate.at.load.prompt_tokens) == ("poisson", 256, 7168)
+    assert (rate.at.load.rate, rate.past.load.rate) == (rate.largest, rate.past.value)
+    # A step is about a hundredth of what the pool puts through, and one more is too many.
+    step = rate.past.value - rate.at.value
+    through = figures("70b_8k_int4", rate.at.load.model_copy(update={"shape": "burst", "rate": None})).requests_per_s
+    assert through is not None and through / 250 < step <= through / 99
+    assert (rate.at.simulation.holds, rate.past.simulation.holds) == (True, False)
+
+
+def test_an_open_load_is_judged_by_its_own_shape_and_rate() -> None:
+    rate = found("8b_24gb_poisson", "slo=null", "expect.slo=null").answers[0]
+    assert (rate.what, rate.limited_by) == ("rate_per_s", "kv_cache")
+    assert rate.asked and (rate.asked.value, rate.asked.good) == (1.0, True)
+    assert rate.largest > 1.0
+
+
+def test_an_slo_has_to_be_met_too() -> None:
+    free, bound = (found("70b_8k_int4", *slo).answers for slo in ([], ["slo.ttft_p95_s=12", "slo.itl_p95_s=0.2"]))
+    assert all(b.largest < f.largest and b.limited_by == "slo" for f, b in zip(free, bound, strict=True)
+               if b.what != "rate_per_s")  # fmt: skip
+    at, past = bound[0].at, bound[0].past
+    assert at and past and past.simulation.holds
+    assert (at.simulation.figures.ttft_p95_s or 0) <= 12 < (past.simulation.figures.ttft_p95_s or 0)
+    shown = text.render(build(found("70b_8k_int4", "slo.ttft_p95_s=12")))
+    assert "one more does not: ttft_p95_s is " in shown and "at most 12 asked" in shown and "SLO met" in shown
+
+
+def test_an_slo_that_nothing_meets_is_one_clear_line() -> None:
+    ran = bench("capacity", SCENARIOS / "70b_8k_int4.yaml", "--set", "slo.ttft_p95_s=0.5")
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.count("\n") == 1
+    assert "slo.ttft_p95_s: nothing meets 0.5 s: one user alone, with nobody beside him, has " in ran.err
+
+
+def test_a_recording_is_played_faster() -> None:
+    trace = "load={shape: trace, trace: {file: traces/timed.jsonl, format: timed}, requests: 40}"
+    (rate,) = found("8b_24gb_int4_under_load", trace, "engine.num_gpu_blocks_override=600").answers
+    assert rate.at and rate.past and rate.asked and rate.at.load.trace and rate.past.load.trace
+    assert rate.past.load.trace.time_scale < rate.at.load.trace.time_scale
+    assert (rate.at.simulation.holds, rate.past.simulation.holds) == (True, False)
 
 
 def test_what_ends_the_search_before_the_pool_does_is_said() -> None:
     few = found("70b_8k_int4", "engine.max_num_seqs=4", "load.users=2")
     assert (few.answers[0].largest, few.answers[0].limited_by, few.answers[0].past) == (4, "max_num_seqs", None)
-    assert (few.answers[1].largest, few.answers[1].limited_by, few.answers[1].past) == (8192, "max_model_len", None)
+    assert (few.answers[2].largest, few.answers[2].limited_by, few.answers[2].past) == (8192, "max_model_len", None)
     shown = text.render(build(few))
     assert "4 users hold: no more run at once (max_num_seqs), further ones wait for a seat" in shown
     assert "8,192 tokens hold: no request may be longer (max_model_len)." in shown
 
 
 def test_the_interval_of_the_pool_is_carried_over() -> None:
-    users, context = found("8b_24gb_int4_under_load").answers
-    assert users.low < users.largest < users.high
-    assert context.low < context.largest < context.high
+    answers = found("8b_24gb_int4_under_load").answers
+    assert [a.what for a in answers] == ["users", "rate_per_s", "context_tokens"]
+    assert all(a.low < a.largest < a.high for a in answers)
 
 
 def test_where_nothing_holds() -> None:
@@ -113,7 +166,7 @@ def test_where_nothing_holds() -> None:
     tight = ["load.shape=burst", "load.users=null", "load.requests=600", "load.output_tokens=64"]
     tight += ["load.prompt_tokens=16", "engine.max_model_len=128", "engine.num_gpu_blocks_override=17"]
     result = found("70b_8k_int4", *tight)
-    assert result.answers[1].largest == 0
+    assert result.answers[-1].largest == 0
     assert "Not even the smallest such load holds: " in text.render(build(result))
 
 
@@ -121,8 +174,8 @@ def test_json_is_one_document() -> None:
     ran = bench("capacity", SCENARIOS / "70b_8k_int4.yaml", "--json")
     assert ran.code == 0 and ran.err == ""
     assert ran.document == document(found())
-    users, context = ran.document["answers"]
-    assert [a["what"] for a in (users, context)] == ["users", "context_tokens"]
+    users, rate, context = ran.document["answers"]
+    assert [a["what"] for a in (users, rate, context)] == ["users", "rate_per_s", "context_tokens"]
     at, past = users["at"], users["past"]
     assert (at["holds"], past["holds"], past["value"]) == (True, False, users["largest"] + 1)
     assert max(p["blocks_used"] for p in at["timeline"]) == at["load"]["peak_blocks_used"]

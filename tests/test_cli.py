@@ -68,7 +68,8 @@ def check_account(account: dict[str, Any]) -> None:
         assert rung["holds"] in (True, False, None)
         assert rung["margin_bytes"] is None or type(rung["margin_bytes"]) is int
     assert set(account["load"]) >= LOAD
-    assert all(n is None or type(n) is int for n in account["load"].values())
+    for name, value in account["load"].items():
+        assert value is None or type(value) is (float if name.endswith("_s") else int), name
 
 
 def check_document(document: dict[str, Any]) -> None:

@@ -84,6 +84,29 @@ def test_no_key_is_written_down(rehearsed: Ran) -> None:
         assert "VLLM_API_KEY" not in file.read_text(errors="replace"), file
 
 
+def test_requests_that_come_by_the_clock_meet_as_many_as_was_predicted(paced: Ran) -> None:
+    assert paced.code == 0, paced.err
+    run = harness.load_run(paced.folder)
+    figures = run.figures.set_index("figure")
+    ours, theirs = figures["here"], figures["measured"]
+    for figure in ("peak_running", "peak_blocks_used", "tokens_scheduled", "duration_s", "requests_per_s"):
+        assert theirs[figure] == pytest.approx(ours[figure], rel=0.05), figure
+    assert theirs["preemptions"] == ours["preemptions"] == 0
+    # As many on average: by Little's law the time of a request times the rate.
+    assert theirs["e2e_mean_s"] == pytest.approx(ours["e2e_mean_s"], rel=0.05)
+
+
+def test_a_paced_rehearsal_tells_of_latencies_and_of_its_pace(paced: Ran) -> None:
+    load, prediction = paced.document["measurement"]["load"], paced.document["prediction"]["load"]
+    for figure in ("ttft_p95_s", "itl_p95_s", "tpot_mean_s"):
+        assert load[figure] == pytest.approx(prediction[figure], rel=0.15), figure
+    steps = harness.load_run(paced.folder).steps
+    assert steps["late_ns"].sum() < 0.1 * steps["paced_ns"].sum()
+    shown = bench("report", paced.folder).out
+    assert "The steps were held to the predicted step times" in shown
+    assert "As expected" in shown
+
+
 def test_nothing_to_rehearse_is_a_result(tmp_path: Path) -> None:
     ran = bench("run", SCENARIOS / "70b_8k.yaml", "--rehearse", "--json", "--out", tmp_path)
     assert ran.code == 0

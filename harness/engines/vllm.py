@@ -24,6 +24,7 @@ from harness.engines import log
 from harness.errors import MachineError, RecordError, UsageError
 
 GRACE_S = 5.0
+PACE = "LOADFIT_PACE"  # a file with the step times that the scheduler is held to, see scheduler_probe
 LOOPBACK = "127.0.0.1"
 SERVED_NAME = "loadfit"
 

@@ -16,6 +16,7 @@ from harness.predict.admission import Grant, grant, start_oom
 from harness.predict.estimate import Estimate
 from harness.predict.fit import rungs
 from harness.predict.settings import Settings, device_gpu, settings
+from harness.predict.step_time import compared
 from harness.scenario import Scenario
 from harness.units import gib
 
@@ -54,6 +55,7 @@ def predict(scenario: Scenario) -> Account:
             *_model_notes(scenario),
             *_notes(architecture, chosen, gpu, given, broken),
             *_simulation_notes(scenario, figures),
+            *_time_notes(figures, gpu),
         ),
     )
 
@@ -140,6 +142,12 @@ def _model_notes(scenario: Scenario) -> tuple[str, ...]:
         return ()
     checked = catalog.model_facts(scenario.model)["checked"]
     return (f"The catalogue's entry for {scenario.model} is {catalog.CHECKED['count']}.",) if checked == "count" else ()
+
+
+def _time_notes(figures: LoadFigures, gpu: Gpu) -> tuple[str, ...]:
+    if figures.duration_s is None:
+        return ()
+    return (f"Latencies come of a roofline of {gpu.name}: {compared(gpu)}.",)
 
 
 def _simulation_notes(scenario: Scenario, figures: LoadFigures) -> tuple[str, ...]:

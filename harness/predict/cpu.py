@@ -181,7 +181,7 @@ def _rungs(
         return (loads, admits, starts, Rung(RungName.HOLDS, None, reason="the scenario states no load")), LoadFigures()
     if not starts.holds:
         return (loads, admits, starts, fit.not_reached(RungName.HOLDS)), LoadFigures()
-    holds, figures = fit.judge_load(scenario.load, scenario.engine, architecture, chosen, given)
+    holds, figures = fit.judge_load(scenario, scenario.load, architecture, chosen, given)
     return (loads, admits, starts, holds), figures
 
 

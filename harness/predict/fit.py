@@ -8,7 +8,7 @@ from harness.ledger import LoadFigures, Rung, RungName, Term
 from harness.predict import unprofiled
 from harness.predict.admission import KV_CACHE, Budget, Grant
 from harness.predict.settings import Settings
-from harness.scenario import Engine, Load, Scenario, longest_prompt, longest_request
+from harness.scenario import Load, Scenario, longest_prompt, longest_request
 from harness.units import gib
 
 
@@ -23,7 +23,7 @@ def rungs(
     if scenario.load is None:
         holds = Rung(RungName.HOLDS, None, reason="the scenario states no load")
     elif starts.holds:
-        holds, figures = judge_load(scenario.load, scenario.engine, architecture, settings, grant)
+        holds, figures = judge_load(scenario, scenario.load, architecture, settings, grant)
         holds = _beside_prompts(scenario.load, architecture, settings, grant) or holds
     else:
         holds = not_reached(RungName.HOLDS)
@@ -146,27 +146,31 @@ def _starts_interval(b: Budget, settings: Settings, warm_up: int) -> tuple[int, 
 
 
 def judge_load(
-    load: Load, engine: Engine, architecture: Architecture, settings: Settings, grant: Grant
+    scenario: Scenario, load: Load, architecture: Architecture, settings: Settings, grant: Grant
 ) -> tuple[Rung, LoadFigures]:
     """Whether the load runs without preemption and without waiting for blocks, by the simulated scheduler.
 
     Not judged (None) where the simulation lacks what the model has.
     """
     from harness.predict.limits import limits_of, not_simulated
-    from harness.simulate import simulate
+    from harness.predict.step_time import clock
+    from harness.simulate import TIMELESS, StepTime, simulate
 
     if longest_request(load) > settings.max_model_len:
         raise UsageError(
             f"load: prompt and output reach {longest_request(load):,} tokens, "
             f"above max_model_len {settings.max_model_len:,}"
         )
-    if load.timed:
-        reason = f"not judged: a {load.shape} load comes by the clock, and how long a step takes is not modelled yet"
+    step_time = clock(scenario, architecture, settings)
+    if load.timed and not isinstance(step_time, StepTime):
+        reason = f"not judged: the load comes by the clock, and {step_time}"
         return Rung(RungName.HOLDS, None, limited_by=KV_CACHE, reason=reason), LoadFigures()
     lacking = not_simulated(architecture, settings)
     if lacking:
         return Rung(RungName.HOLDS, None, limited_by=KV_CACHE, reason=f"not judged: {lacking}"), LoadFigures()
-    simulation = simulate(load, limits_of(engine, settings, grant.budget.blocks, architecture))
+    limits = limits_of(scenario.engine, settings, grant.budget.blocks, architecture)
+    timed = step_time if isinstance(step_time, StepTime) else TIMELESS
+    simulation = simulate(load, limits, timed, scenario.slo.of_a_request if scenario.slo else {})
     return _held(simulation.holds, simulation.figures, grant.budget), simulation.figures
 
 

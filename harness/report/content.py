@@ -11,8 +11,8 @@ from harness.errors import LoadfitError, UsageError
 from harness.explain import explain, heading
 from harness.ledger import Account
 from harness.measure import measure, processes
+from harness.report import latency
 from harness.scenario import Scenario, parse_scenario
-from harness.simulate import Point, simulate
 from harness.units import GIB, MIB, human
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def understand(record: RunRecord) -> Reading:
 def build(reading: Reading) -> Report:
     """The report of a run."""
     record, comparison = reading.record, reading.comparison
-    met, failed = check(reading.scenario.expect, comparison)
+    met, failed = check(reading.scenario.expect, comparison, reading.scenario.slo)
     sections = [
         Section(heading(comparison), tuple(explain(reading.scenario, record.prediction, comparison)), flowing=True),
         Section("Four rungs", table=_rungs_table(comparison)),
@@ -129,6 +129,9 @@ def build(reading: Reading) -> Report:
                 any(t.measured is not None for t in comparison.terms))),
         Section("Memory by process", table=_process_table(reading)),
         Section("Block pool and load", table=_figures_table(comparison)),
+        Section("Latency, seconds", tuple(latency.throughput(comparison)),
+                Table(*latency.table(comparison), left=frozenset({0, 1}))),
+        Section("SLO", table=Table(*latency.slo_table(reading.scenario.slo, comparison))),
         Section("Over the load", quoted=tuple(_timeline(reading))),
         Section("The engine's own words", quoted=tuple(_words(reading))),
         Section("Notes", sentences=tuple(_notes(reading))),
@@ -246,6 +249,8 @@ def _figures_table(comparison: Comparison) -> Table:
     measured = any(f.measured is not None for f in comparison.figures)
     rows = []
     for f in comparison.figures:
+        if f.figure not in FIGURE_WORDS:
+            continue
         if f.gpu is None and f.here is None and f.measured is None:
             continue
         row = [FIGURE_WORDS.get(f.figure, f.figure), _number(f.gpu)]
@@ -299,15 +304,9 @@ def _points(reading: Reading) -> tuple[list[tuple[float, float, float, float, fl
         measured = list(zip(*(c.tolist() for c in columns), strict=True))
         usable = (reading.measured or Account()).kv.usable_blocks
         return measured, usable, "s"
-    load, kv = reading.scenario.load, record.prediction.kv
-    if record.mode != "analytic" or load is None or kv.num_blocks is None or record.prediction.load.steps is None:
-        return [], None, ""
-    from harness.modes import limits_of
-
-    timeline: tuple[Point, ...] = simulate(load, limits_of(reading.scenario, kv)).timeline
-    return (
-        [(p.step, p.blocks_used, p.running, p.waiting, p.preemptions) for p in timeline], kv.usable_blocks, "steps",
-    )  # fmt: skip
+    by_time = bool(record.frames) and record.frames[-1][1] > 0
+    frames = [(time_s if by_time else step, *rest) for step, time_s, *rest in record.frames]
+    return frames, record.prediction.kv.usable_blocks, "s" if by_time else "steps"  # type: ignore[return-value]
 
 
 def _resample(points: Sequence[tuple[float, float]]) -> list[float]:

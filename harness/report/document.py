@@ -14,7 +14,7 @@ SCHEMA = 1
 
 def document(reading: Reading) -> dict[str, Any]:
     """The document of one run."""
-    met, failed = check(reading.scenario.expect, reading.comparison)
+    met, failed = check(reading.scenario.expect, reading.comparison, reading.scenario.slo)
     measured = reading.measured
     return {
         "schema": SCHEMA,

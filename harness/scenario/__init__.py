@@ -11,9 +11,12 @@ from harness.scenario.lengths import Empirical, Lengths, Lognormal, Normal, Unif
 from harness.scenario.load import Load, longest_prompt, longest_request
 from harness.scenario.reading import load_scenario, parse_scenario
 from harness.scenario.scenario import Scenario, schema
+from harness.scenario.slo import Slo
+from harness.scenario.trace import Trace
 from harness.scenario.weights import Weights
 
 __all__ = [
-    "Empirical", "Engine", "Expect", "Gpu", "Lengths", "Load", "Lognormal", "Normal", "Scenario", "Uniform", "Weights",
-    "load_scenario", "longest", "longest_prompt", "longest_request", "parse_scenario", "schema", "shortest",
+    "Empirical", "Engine", "Expect", "Gpu", "Lengths", "Load", "Lognormal", "Normal", "Scenario", "Slo", "Trace",
+    "Uniform", "Weights", "load_scenario", "longest", "longest_prompt", "longest_request", "parse_scenario", "schema",
+    "shortest",
 ]  # fmt: skip

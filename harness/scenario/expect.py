@@ -32,6 +32,7 @@ class Expect(Part):
     admits: bool | None = None
     starts: bool | None = None
     holds: bool | None = None
+    slo: bool | None = Field(None, description="whether the load meets the slo")
     limited_by: Annotated[str, BeforeValidator(_limit)] | None = Field(
         None, description="the term that stops the first rung not reached"
     )

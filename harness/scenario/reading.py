@@ -18,6 +18,7 @@ from harness.scenario.fields import Fault
 from harness.scenario.lengths import LENGTH_FORMS
 from harness.scenario.load import load_faults
 from harness.scenario.scenario import Scenario, config_folder
+from harness.scenario.slo import slo_faults
 from harness.scenario.weights import weight_faults
 
 
@@ -89,6 +90,7 @@ def _inconsistencies(s: Scenario) -> Iterator[Fault]:
     """Faults that lie between keys."""
     yield from device_faults(s)
     yield from engine_faults(s)
+    yield from slo_faults(s)
     yield from weight_faults(s.weights)
     architecture = None
     if isinstance(s.model, str) and not _is_known(s.model, s._folder):

@@ -17,6 +17,7 @@ from harness.scenario.engine import Engine
 from harness.scenario.expect import Expect
 from harness.scenario.fields import Part
 from harness.scenario.load import Load
+from harness.scenario.slo import Slo
 from harness.scenario.weights import Weights
 
 
@@ -43,6 +44,7 @@ class Scenario(Part):
         None,
         description="such as {shape: closed, users: 4, requests: 8, prompt_tokens: 512, output_tokens: 128}",
     )
+    slo: Slo | None = Field(None, description="such as {ttft_p95_s: 2, itl_p95_s: 0.1}")
     expect: Expect = Field(Expect(), description="such as {starts: true, holds: false}")
 
     _folder: Path = Path()

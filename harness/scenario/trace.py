@@ -52,7 +52,7 @@ class Trace(FilePart):
 
     @property
     def rows(self) -> tuple[Row, ...]:
-        """The requests, by time."""
+        """The requests, by the time of the recording."""
         return self._rows
 
     def _take(self, lines: list[str]) -> None:
@@ -60,7 +60,7 @@ class Trace(FilePart):
         rows = sorted(read, key=lambda r: r.time_s)
         if not rows:
             raise _fault(self.path, 1, "", "expected requests, got none")
-        self._rows = tuple(replace(r, time_s=(r.time_s - rows[0].time_s) * self.time_scale) for r in rows)
+        self._rows = tuple(replace(r, time_s=r.time_s - rows[0].time_s) for r in rows)
 
 
 def _fault(path: Path, line: int, key: str, text: str) -> ScenarioError:

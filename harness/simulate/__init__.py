@@ -11,6 +11,9 @@ What is not modelled is refused where the scenario is read.
 from harness.simulate.limits import Limits, Speculation
 from harness.simulate.pool import BlockPool
 from harness.simulate.scheduler import Simulation, holds, simulate
+from harness.simulate.step_time import TIMELESS, StepTime
 from harness.simulate.timeline import Point
 
-__all__ = ["BlockPool", "Limits", "Point", "Simulation", "Speculation", "holds", "simulate"]
+__all__ = [
+    "TIMELESS", "BlockPool", "Limits", "Point", "Simulation", "Speculation", "StepTime", "holds", "simulate",
+]  # fmt: skip

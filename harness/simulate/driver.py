@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import Generic, TypeVar
 
 from harness.simulate.arrivals import Waiting
-from harness.simulate.latency import Come, Journal
+from harness.simulate.latency import PS, Come, Journal
 from harness.simulate.limits import Limits
 from harness.simulate.step_time import StepTime
 from harness.simulate.timeline import Point, Timeline
@@ -85,4 +85,4 @@ class Driver(ABC, Generic[T]):
         self.peak_blocks = max(self.peak_blocks, used)
         self.peak_running = max(self.peak_running, running)
         self.peak_waiting = max(self.peak_waiting, waiting)
-        self.timeline.add(Point(self.steps, used, running, waiting, self.preemptions))
+        self.timeline.add(Point(self.steps, used, running, waiting, self.preemptions, self.began_ps / PS))

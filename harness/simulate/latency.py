@@ -52,6 +52,10 @@ class Distribution:
         """The mean, exactly; None where there are no values."""
         return self.total / self.count if self.count else None
 
+    def told(self) -> dict[str, float | None]:
+        """The mean and the quantiles that are reported."""
+        return {"mean": self.mean, **{f"p{q}": self.quantile(q / 100) for q in QUANTILES}}
+
     def quantile(self, share: float) -> float | None:
         """The value that ``share`` of all do not exceed, None where there are none."""
         if not self.count:
@@ -127,6 +131,5 @@ class Journal:
         }
         for name in LATENCIES:
             values: Distribution = getattr(self, name)
-            told = {"mean": values.mean, **{f"p{q}": values.quantile(q / 100) for q in QUANTILES}}
-            figures |= {f"{name}_{which}_s": None if v is None else v / PS for which, v in told.items()}
+            figures |= {f"{name}_{which}_s": None if v is None else v / PS for which, v in values.told().items()}
         return figures

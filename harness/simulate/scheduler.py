@@ -8,6 +8,7 @@ drives the real scheduler on the same loads and demands equal figures.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from harness.errors import UsageError
@@ -15,6 +16,7 @@ from harness.ledger import LoadFigures
 from harness.scenario import Load, longest_request
 from harness.simulate.arrivals import Waiting
 from harness.simulate.driver import UNBOUNDED, Driver
+from harness.simulate.latency import PS
 from harness.simulate.limits import Limits
 from harness.simulate.lockstep import NOT_DECODING, Lockstep, Sequence
 from harness.simulate.pool import BlockPool
@@ -39,18 +41,22 @@ class Simulation:
         return not self.figures.preemptions and not self.waited_for_kv
 
 
-def simulate(load: Load, limits: Limits, step_time: StepTime = TIMELESS) -> Simulation:
+def simulate(
+    load: Load, limits: Limits, step_time: StepTime = TIMELESS, targets_s: Mapping[str, float] | None = None
+) -> Simulation:
     """What ``load`` does under ``limits``: counts equal to vLLM's own scheduler.
 
     A timed load's requests come when ``step_time`` has it that their time has come. Of others all that may be
     under way at once come before the first step; a closed load's user sends the next request before the step
     after the one in which the last ended. Memory grows with the requests
-    that run or were preempted, not with those of the load. Raises UsageError where a request could never
+    that run or were preempted, not with those of the load. ``targets_s``: what makes a request good, see
+    :class:`Journal`. Raises UsageError where a request could never
     be served by the pool.
     """
     check(load, limits)
     kind = Stepwise if by_blocks(load, limits) else Run
     run = kind(load, limits, limits.num_blocks, step_time)
+    run.journal.targets = {name: round(most * PS) for name, most in (targets_s or {}).items()}
     run.finish()
     needed = run.peak_blocks
     if run.preemptions or run.waited_for_kv:

@@ -8,7 +8,7 @@ MAX_POINTS = 8192
 
 
 class Point(NamedTuple):
-    """The state after the schedule of ``step`` (from 1). Between two points blocks grow steadily.
+    """The state after the schedule of ``step`` (from 1), at ``time_s``. Between two points blocks grow steadily.
 
     In a long timeline a point stands for all since the one before: the highest of each.
     """
@@ -18,6 +18,7 @@ class Point(NamedTuple):
     running: int
     waiting: int
     preemptions: int
+    time_s: float = 0.0
 
 
 class Timeline:
@@ -46,4 +47,7 @@ class Timeline:
 
 
 def _merge(a: Point, b: Point) -> Point:
-    return Point(b.step, *(max(x, y) for x, y in zip(a[1:], b[1:], strict=True)))
+    return Point(
+        b.step, max(a.blocks_used, b.blocks_used), max(a.running, b.running), max(a.waiting, b.waiting), b.preemptions,
+        b.time_s,
+    )  # fmt: skip
