@@ -31,6 +31,15 @@ ROUTED = {
 }  # fmt: skip
 
 
+LATENT = {
+    "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16,
+}  # fmt: skip
+INDEXER = {
+    "q_lora_rank": 24, "index_n_heads": 4, "index_head_dim": 128, "index_topk": 16, "first_k_dense_replace": 1,
+    "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
+}  # fmt: skip
+
+
 def _config(name: str, kind: str, **own: Any) -> dict[str, Any]:
     return {**SMALL, "architectures": [name], "model_type": kind, **own}
 
@@ -83,6 +92,25 @@ CONFIGS: dict[str, dict[str, Any]] = {
         swa_v_head_dim=16, sliding_window=64, sliding_window_size=64, layernorm_epsilon=1e-5, scoring_func="sigmoid",
         topk_method="noaux_tc", norm_topk_prob=True, rope_theta=1e4, swa_rope_theta=1e4, attention_bias=False,
     ),
+    "kimi-linear": _config(
+        "KimiLinearForCausalLM", "kimi_linear", **LATENT, q_lora_rank=None, num_experts=8, num_experts_per_token=2,
+        moe_intermediate_size=32, num_shared_experts=1, first_k_dense_replace=1, moe_layer_freq=1, head_dim=24,
+        moe_router_activation_func="sigmoid", moe_renormalize=True, num_expert_group=1, topk_group=1,
+        routed_scaling_factor=1.0, num_key_value_heads=4, mla_use_nope=True, hidden_act="silu",
+        linear_attn_config={
+            "kda_layers": [1, 2, 3], "full_attn_layers": [4], "num_heads": 4, "head_dim": 16,
+            "short_conv_kernel_size": 4,
+        },
+    ),
+    "deepseek-v3.2": _config("DeepseekV32ForCausalLM", "deepseek_v32", **LATENT, **ROUTED, **INDEXER),
+    "glm-5": _config("GlmMoeDsaForCausalLM", "glm_moe_dsa", **LATENT, **ROUTED, **INDEXER),
+    "glm-5.2": _config(
+        "GlmMoeDsaForCausalLM", "glm_moe_dsa", **LATENT, **ROUTED, **INDEXER, index_topk_freq=2,
+        index_skip_topk_offset=2, indexer_types=["full", "full", "shared", "full"],
+    ),
+    "glm-4.7-flash": _config(
+        "Glm4MoeLiteForCausalLM", "glm4_moe_lite", **LATENT, **ROUTED, q_lora_rank=24, first_k_dense_replace=1
+    ),
 }  # fmt: skip
-# Of these vLLM 0.32 has no class of its own any more.
-NOT_IN_VLLM = ("bamba", "minimax-m1")
+# Of these vLLM 0.32 has no class of its own any more, or none that reads transformers' config.
+NOT_IN_VLLM = ("bamba", "minimax-m1", "glm-4.7-flash")

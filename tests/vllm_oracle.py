@@ -107,7 +107,9 @@ def as_on_a_gpu(patched: pytest.MonkeyPatch) -> None:
     import torch
     from vllm.model_executor.layers.fused_moe import config
     from vllm.model_executor.models import nemotron_h, registry
+    from vllm.models.kimi_k3.nvidia import model as kimi
     from vllm.platforms import current_platform
+    from vllm.v1.attention.backends.mla.flashmla_sparse import FlashMLASparseBackend as sparse
 
     class NoExperts(torch.nn.Module):
         def __getattr__(self, name: str) -> Any:
@@ -120,6 +122,19 @@ def as_on_a_gpu(patched: pytest.MonkeyPatch) -> None:
         def __getattr__(self, name: str) -> Any:
             return getattr(current_platform, name)
 
+    ask = type(current_platform).get_attn_backend_cls
+
+    def attention(_: Any, *args: Any, **kwargs: Any) -> str:
+        chosen = next(a for a in (*args, *kwargs.values()) if hasattr(a, "use_sparse"))
+        if chosen.use_sparse:
+            return "vllm.v1.attention.backends.mla.flashmla_sparse.FlashMLASparseBackend"
+        return str(ask(*args, **kwargs))
+
+    patched.setattr(type(current_platform), "get_attn_backend_cls", classmethod(attention))
+    # What computes is not needed, only what describes its cache.
+    patched.setattr(sparse, "get_impl_cls", staticmethod(lambda: lambda *_, **__: MagicMock(dcp_world_size=1)))
+    patched.setattr(torch.cuda, "Stream", MagicMock)
+    patched.setattr(kimi, "maybe_init_gemm_rs_ar", lambda *_, **__: None)  # a kernel's workspace
     patched.setattr(config, "current_platform", Gpu())  # experts without a gate
     # No kernel of a CPU has experts without a gate; they keep no cache.
     patched.setattr(nemotron_h, "NemotronHMoE", lambda *_, **__: NoExperts())

@@ -80,8 +80,10 @@ def meta_parameters(config: dict[str, Any]) -> int:
     """Parameters of transformers' own model, built without memory."""
     import torch
     import transformers
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
+    # vLLM, where it is in the same process, has put configs of its own in the place of transformers'.
+    CONFIG_MAPPING._extra_content.clear()
     kind = {"kimi_k2": "deepseek_v3"}.get(config["model_type"], config["model_type"])
     hf = AutoConfig.for_model(kind, **_plain(config))
     with torch.device("meta"):

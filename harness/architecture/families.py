@@ -25,6 +25,7 @@ _DEEPSEEK_EXPERTS = Experts(
     count="n_routed_experts", shared_count="n_shared_experts", first_dense="first_k_dense_replace",
     every="moe_layer_freq",
 )  # fmt: skip
+_DEEPSEEK_V3 = Family(mla=True, experts=replace(_DEEPSEEK_EXPERTS, correction_bias=True))
 
 DENSE: dict[str, Family] = {
     "LlamaForCausalLM": _LLAMA,
@@ -143,7 +144,10 @@ MIXTURES: dict[str, Family] = {
     ),
     "DeepseekForCausalLM": Family(experts=_DEEPSEEK_EXPERTS),
     "DeepseekV2ForCausalLM": Family(mla=True, experts=_DEEPSEEK_EXPERTS),
-    "DeepseekV3ForCausalLM": Family(mla=True, experts=replace(_DEEPSEEK_EXPERTS, correction_bias=True)),
+    "DeepseekV3ForCausalLM": _DEEPSEEK_V3,
+    "DeepseekV32ForCausalLM": replace(_DEEPSEEK_V3, indexer=True),
+    "GlmMoeDsaForCausalLM": replace(_DEEPSEEK_V3, indexer=True),
+    "Glm4MoeLiteForCausalLM": _DEEPSEEK_V3,
 }  # fmt: skip
 
 FAMILIES: dict[str, Family] = {**DENSE, **MIXTURES, **HYBRIDS}

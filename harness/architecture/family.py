@@ -64,6 +64,7 @@ class Family:
     sliding_keys: tuple[tuple[str, str], ...] = ()  # and the sliding layers
     extras: str | None = None  # parts that no other family has: a function of extras.py
     mla: bool = False
+    indexer: bool = False  # sparse attention (DSA): an indexer chooses the tokens
     experts: Experts | None = None
     keys: tuple[tuple[str, str], ...] = ()  # our name -> the family's own config key
     must_be: tuple[tuple[str, Any], ...] = ()  # config keys that have one supported value

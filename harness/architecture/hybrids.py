@@ -64,6 +64,13 @@ HYBRIDS: dict[str, Family] = {
         scheme="types", mixer="lightning", rotary=0.5,
         experts=Experts(count="num_local_experts", width="intermediate_size"),
     ),
+    "KimiLinearForCausalLM": Family(
+        mla=True, rotary=None, scheme="kda", mixer="kda",
+        experts=Experts(
+            used="num_experts_per_token", shared_count="num_shared_experts", first_dense="first_k_dense_replace",
+            every="moe_layer_freq", correction_bias=True,
+        ),
+    ),
     "Llama4ForCausalLM": Family(
         qkv_bias="attention_bias", o_bias="attention_bias", scheme="chunks",
         keys=(("intermediate_size", "intermediate_size_mlp"), ("expert_width", "intermediate_size")),

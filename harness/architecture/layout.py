@@ -138,13 +138,19 @@ def _by_chunks(_: str, __: Family, read: Reader, layers: int) -> list[str]:
     return [CHUNKED if chunk and flag else FULL for flag in rotated]
 
 
+def _by_numbers(_: str, __: Family, read: Reader, layers: int) -> list[str]:
+    """The numbers, from 1, of the layers with a state (kimi_linear.py)."""
+    states = layer_list(read.inner("linear_attn_config"), "kda_layers")
+    return [STATE if i + 1 in states else FULL for i in range(layers)]
+
+
 def _all_both(_: str, __: Family, ___: Reader, layers: int) -> list[str]:
     return [BOTH] * layers
 
 
 _SCHEMES: dict[str, Callable[[str, Family, Reader, int], list[str]]] = {
     "window": _by_window, "types": _by_types, "pattern": _by_pattern, "offset": _by_offset, "indices": _by_indices,
-    "flags": _by_flags, "chunks": _by_chunks, "both": _all_both,
+    "flags": _by_flags, "chunks": _by_chunks, "kda": _by_numbers, "both": _all_both,
 }  # fmt: skip
 
 

@@ -121,7 +121,10 @@ def kimi_delta_attention(read: Reader, hidden: int) -> Parts:
     if not full:
         parts.append(Component("g_a_proj.weight", (dim, hidden), "replicated", quantizable=True, kind=KIND))
         parts += _linear("g_b_proj", (inner,), dim)
-    return parts, State((kernel - 1) * 3 * heads * dim, heads * dim * dim, recurrent_dtype="float32")
+    # FlashKDA (Hopper on), which reads bounded gates alone, leaves a state behind during prefill.
+    checkpoints = int(own.config.get("gate_lower_bound") is not None and dim == 128)
+    conv, recurrent = (kernel - 1) * 3 * heads * dim, heads * dim * dim
+    return parts, State(conv, recurrent, recurrent_dtype="float32", checkpoints=checkpoints)
 
 
 def lightning_attention(read: Reader, hidden: int) -> Parts:

@@ -10,6 +10,7 @@ from harness.architecture import multimodal
 from harness.architecture.component import Component, heads_on_rank, padded_vocab
 from harness.architecture.families import FAMILIES
 from harness.architecture.family import Family
+from harness.architecture.indexer import indexer_cache, indexer_layers
 from harness.architecture.kv_layers import FULL, MLA, STATE, KvLayer
 from harness.architecture.layout import Attention, Layout, layout
 from harness.architecture.mixers import MIXERS
@@ -209,6 +210,8 @@ def _kv_layers(family: Family, read: Reader, size: Sizes) -> tuple[tuple[KvLayer
             cache = KvLayer(MLA, 1, size.mla.kv_rank + size.mla.rope)
         for i in group.layers if group.own_kv else ():
             caches[i] = (cache,)
+    for i in indexer_layers(read, size.layers) if family.indexer else ():
+        caches[i] = (*caches[i], indexer_cache(read))
     if family.mixer:
         state = MIXERS[family.mixer](read, size.hidden)[1]
         state = replace(state, recurrent_dtype=state.recurrent_dtype or _state_dtype(family, read))
@@ -259,7 +262,7 @@ def _refuse_variants(name: str, family: Family, config: dict[str, Any]) -> None:
                 f"config: {key}: {name} with {key}={show(config[key])} is not supported yet (only {show(value)})"
             )
     foreign = (
-        *_OTHER_KINDS, *_OF_SPARSE_ATTENTION, *(() if family.mixer else _OF_STATES),
+        *_OTHER_KINDS, *(() if family.indexer else _OF_SPARSE_ATTENTION), *(() if family.mixer else _OF_STATES),
         *(() if family.experts else _MIXTURE_KEYS), *(() if family.mla else ("kv_lora_rank",)),
     )  # fmt: skip
     for key in foreign:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from harness.architecture.component import Component
 from harness.architecture.family import Experts, Family
+from harness.architecture.indexer import indexer_layers, indexer_parts
 from harness.architecture.layout import Attention, Layout
 from harness.architecture.mixers import MIXERS
 from harness.architecture.reader import Reader
@@ -67,6 +68,9 @@ def components(family: Family, read: Reader, size: Sizes) -> Iterator[Component]
     for group in size.layout.attention:
         parts = _latent_attention(size, size.mla) if size.mla else _attention(family, read, size.hidden, group)
         yield from _of(group.layers, size, parts)
+    if family.indexer and size.mla:
+        where = indexer_layers(read, size.layers)
+        yield from _of(where, size, indexer_parts(read, size.hidden, size.mla.q_rank))
     if family.mixer:
         yield from _of(size.layout.states, size, MIXERS[family.mixer](read, size.hidden)[0])
     yield from _feed_forward(family, read, size)

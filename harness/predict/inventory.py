@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.architecture import Architecture, from_config
+from harness.predict.kv_format import DTYPE_BYTES
 from harness.predict.quantization import Quantization, own_quantization
-from harness.predict.settings import DTYPE_BYTES
 from harness.predict.weights import stored
 
 

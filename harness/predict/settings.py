@@ -14,17 +14,17 @@ from harness import catalog
 from harness.architecture import Architecture, from_config
 from harness.catalog import EngineDefaults, Gpu, WeightFormat
 from harness.errors import UsageError
-from harness.predict.block_size import aligned
+from harness.predict.kv_format import (
+    DTYPE_BYTES,
+    aligned,
+    check_context_split,
+    element_bytes,
+    preferred_block_size,
+    state_bytes,
+)
 from harness.predict.quantization import Quantization, resolve
 from harness.scenario import Scenario
 
-DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-# nvfp4: half a byte, and one byte of scale for 16 (``nvfp4_kv_cache_full_dim``, vllm/utils/torch_utils.py).
-_KV_BYTES: dict[str, int | Fraction] = {
-    **DTYPE_BYTES, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1, "nvfp4": Fraction(9, 16),
-}  # fmt: skip
-# Classes that don't hand kv_cache_dtype on to their attention (vllm/model_executor/models/falcon.py, 0.32).
-_IGNORES_KV_DTYPE = ("FalconForCausalLM",)
 LARGEST_BYTES = 2**60
 # V0 cuts prompts by default where the model's length is above this (vllm/engine/arg_utils.py, 0.6.4 to 0.7.3).
 _V0_LONG_CONTEXT = 32 * 1024
@@ -115,9 +115,13 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
     max_model_len = _max_model_len(engine.max_model_len, architecture)
     tokens, seqs = _batch(scenario, defaults, max_model_len)
     kv_dtype = _kv_dtype(engine.kv_cache_dtype, quantization)
-    kv_bytes = _kv_dtype_bytes(kv_dtype, architecture, dtype)
-    state_bytes = _state_dtype_bytes(engine.mamba_ssm_cache_dtype, architecture, dtype)
-    block_size = engine.block_size or (defaults.cpu_block_size if scenario.on_cpu else defaults.block_size)
+    capability = int(float(gpu.compute_capability)) if gpu and gpu.compute_capability else None
+    kv_bytes = element_bytes(kv_dtype, architecture, dtype, capability)
+    of_states = state_bytes(engine.mamba_ssm_cache_dtype, architecture, dtype)
+    block_size = engine.block_size or (
+        defaults.cpu_block_size if scenario.on_cpu
+        else preferred_block_size(architecture, kv_dtype, capability, defaults.block_size)
+    )  # fmt: skip
     runner = _model_runner(defaults, architecture, weights, scenario.on_cpu)
     chosen = Settings(
         vllm=engine.vllm,
@@ -128,10 +132,10 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
         config_source=scenario.config_source,
         kv_cache_dtype=kv_dtype,
         kv_dtype_bytes=kv_bytes,
-        state_dtype_bytes=state_bytes,
+        state_dtype_bytes=of_states,
         max_model_len=max_model_len,
         gpu_memory_utilization=engine.gpu_memory_utilization or defaults.gpu_memory_utilization,
-        block_size=aligned(architecture, block_size, tp, kv_bytes, DTYPE_BYTES[dtype], state_bytes),
+        block_size=aligned(architecture, block_size, tp, kv_bytes, DTYPE_BYTES[dtype], of_states),
         max_num_seqs=seqs,
         max_num_batched_tokens=tokens,
         tensor_parallel_size=tp,
@@ -235,6 +239,14 @@ def _batch(scenario: Scenario, defaults: EngineDefaults, max_model_len: int) -> 
     return tokens, seqs
 
 
+def _v0_tokens(scenario: Scenario, defaults: EngineDefaults, max_model_len: int) -> int:
+    """V0 runs a prompt whole, but for long models on one stage: ``SchedulerConfig``, vllm/config.py, 0.6.4 to 0.7.3."""
+    cut = scenario.engine.enable_chunked_prefill
+    if "enable_chunked_prefill" not in scenario.engine.model_fields_set:
+        cut = max_model_len > _V0_LONG_CONTEXT
+    return defaults.chunked_prefill_tokens if cut else max(max_model_len, 2048)
+
+
 def _dtype(scenario: Scenario, architecture: Architecture, weights: WeightFormat, gpu: Gpu | None) -> str:
     """The model's dtype. A float32 config is run in 16 bits; bf16 needs compute capability 8.0."""
     has_bf16 = gpu is None or gpu.compute_capability is None or float(gpu.compute_capability) >= 8.0
@@ -260,59 +272,6 @@ def _kv_dtype(asked: str, quantization: Quantization) -> str:
     Source: ``resolve_kv_cache_dtype_string`` (vllm/utils/torch_utils.py) and ``Attention.__init__``, 0.32.
     """
     return quantization.kv_cache_dtype if asked == "auto" and quantization.kv_cache_dtype else asked
-
-
-def _kv_dtype_bytes(asked: str, architecture: Architecture, dtype: str) -> int | Fraction:
-    """Bytes of an element of the cache. Raises UsageError where vLLM would refuse ``asked``."""
-    if asked == "nvfp4" and architecture.mla is not None:
-        raise UsageError(
-            "nvfp4 KV cache is not supported with MLA (Multi-head Latent Attention) backends. Please use a different "
-            "--kv-cache-dtype (e.g., 'fp8', 'auto')."
-        )
-    return _KV_BYTES[dtype if asked == "auto" or architecture.name in _IGNORES_KV_DTYPE else asked]
-
-
-def _state_dtype_bytes(asked: str, architecture: Architecture, dtype: str) -> int:
-    """Bytes of an element of a recurrent state: as asked for, else as the config says, else as the model's."""
-    own = next((k.state.recurrent_dtype for k in architecture.kv_kinds if k.state), None)
-    return DTYPE_BYTES[(own or dtype) if asked == "auto" else asked]
-
-
-def check_context_split(architecture: Architecture, tp: int, dcp: int) -> None:
-    """Raises UsageError, in vLLM's words, where ``dcp`` of ``tp`` ranks can't share a request's tokens."""
-    if dcp == 1:
-        return
-    if tp % dcp:
-        raise UsageError(f"tp_size={tp} must be divisible by dcp_size={dcp}.")
-    if any(k.window is not None for k in architecture.kv_kinds):
-        raise UsageError("DCP not support sliding window.")
-    kv_heads = architecture.kv_heads
-    if architecture.mla is not None:
-        return
-    if tp <= kv_heads:
-        raise UsageError(
-            f"Decode context parallelism for GQA/MQA requires `--tensor-parallel-size` ({tp}) to be greater than the "
-            f"model's total number of KV heads ({kv_heads}). Increase `--tensor-parallel-size` or set "
-            "`--decode-context-parallel-size 1`."
-        )
-    if dcp > tp // kv_heads:
-        raise UsageError(
-            f"`--decode-context-parallel-size` ({dcp}) exceeds the maximum supported value ({tp // kv_heads}) for "
-            f"`--tensor-parallel-size` ({tp}) and {kv_heads} model KV heads."
-        )
-    if architecture.heads // kv_heads % dcp:
-        raise UsageError(
-            f"The model's number of query heads per KV head ({architecture.heads // kv_heads}) must be divisible by "
-            f"`--decode-context-parallel-size` ({dcp}) for GQA/MQA."
-        )
-
-
-def _v0_tokens(scenario: Scenario, defaults: EngineDefaults, max_model_len: int) -> int:
-    """V0 runs a prompt whole, but for long models on one stage: ``SchedulerConfig``, vllm/config.py, 0.6.4 to 0.7.3."""
-    cut = scenario.engine.enable_chunked_prefill
-    if "enable_chunked_prefill" not in scenario.engine.model_fields_set:
-        cut = max_model_len > _V0_LONG_CONTEXT
-    return defaults.chunked_prefill_tokens if cut else max(max_model_len, 2048)
 
 
 def _model_runner(

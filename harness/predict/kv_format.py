@@ -1,0 +1,124 @@
+"""In what numbers, and in how large blocks, a cache is kept: by the engine's arguments, the model and the GPU.
+
+Source: ``_get_backend_priorities`` (vllm/platforms/cuda.py), what each backend of vllm/v1/attention/backends supports,
+``_align_hybrid_block_size`` (vllm/platforms/interface.py) and
+``verify_with_parallel_config`` (vllm/config/model.py), 0.32.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from harness.architecture import INDEXER, MLA, STATE, Architecture
+from harness.errors import UsageError
+
+DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+# nvfp4: half a byte, and one byte of scale for 16 (``nvfp4_kv_cache_full_dim``, vllm/utils/torch_utils.py).
+_KV_BYTES: dict[str, int | Fraction] = {
+    **DTYPE_BYTES, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1, "nvfp4": Fraction(9, 16),
+}  # fmt: skip
+# Classes that don't hand kv_cache_dtype on to their attention (vllm/model_executor/models/falcon.py, 0.32).
+_IGNORES_KV_DTYPE = ("FalconForCausalLM",)
+_LATENT_STEP = 128  # of a model with latent attention and states, a block is a multiple of this
+_SPARSE_ROW = 656  # fp8_ds_mla: 512 fp8 values, 4 float32 scales, 64 bf16 values of RoPE (flashmla_sparse.py)
+_HOPPER, _BLACKWELL, _SMALL_BLACKWELL = 9, 10, 12  # major compute capabilities
+
+
+def is_sparse(architecture: Architecture) -> bool:
+    """Whether attention looks at chosen tokens alone (DSA)."""
+    return any(k.kind == INDEXER for k in architecture.kv_kinds)
+
+
+def element_bytes(asked: str, architecture: Architecture, dtype: str, capability: int | None) -> int | Fraction:
+    """Bytes of an element of the cache, ``capability`` the GPU's major one. Raises UsageError where vLLM refuses."""
+    if asked == "nvfp4" and architecture.mla is not None:
+        raise UsageError(
+            "nvfp4 KV cache is not supported with MLA (Multi-head Latent Attention) backends. Please use a different "
+            "--kv-cache-dtype (e.g., 'fp8', 'auto')."
+        )
+    if asked == "nvfp4" and (capability or _HOPPER) < 8:
+        raise UsageError("kv_cache_dtype nvfp4 needs a GPU of compute capability 8.0 or more")
+    if is_sparse(architecture):
+        return _sparse_bytes(asked, architecture, capability or _HOPPER)
+    return _KV_BYTES[dtype if asked == "auto" or architecture.name in _IGNORES_KV_DTYPE else asked]
+
+
+def _sparse_bytes(asked: str, architecture: Architecture, capability: int) -> int | Fraction:
+    """As the sparse backend of the GPU stores the latent row: FlashMLA's or FlashInfer's."""
+    if capability not in (_HOPPER, _BLACKWELL, _SMALL_BLACKWELL):
+        raise UsageError(
+            f"{architecture.name}: No valid attention backend found for cuda: sparse attention needs compute "
+            "capability 9, 10 or 12"
+        )
+    packed = Fraction(_SPARSE_ROW, next(k.row for k in architecture.kv_kinds if k.kind == MLA))
+    if capability == _SMALL_BLACKWELL:
+        return packed if asked in ("auto", "fp8", "fp8_e4m3") else _KV_BYTES[asked]
+    if asked == "auto":
+        # GLM's own default on Blackwell (``GlmMoeDsaForCausalLM``, vllm/model_executor/models/config.py).
+        return 1 if capability == _BLACKWELL and architecture.name == "GlmMoeDsaForCausalLM" else 2
+    return packed if asked == "fp8" and capability == _HOPPER else _KV_BYTES[asked]
+
+
+def state_bytes(asked: str, architecture: Architecture, dtype: str) -> int:
+    """Bytes of an element of a recurrent state: as asked for, else as the config says, else as the model's."""
+    own = next((k.state.recurrent_dtype for k in architecture.kv_kinds if k.state), None)
+    return DTYPE_BYTES[(own or dtype) if asked == "auto" else asked]
+
+
+def preferred_block_size(
+    architecture: Architecture, kv_cache_dtype: str, capability: int | None, default: int
+) -> int:
+    """The block that the GPU's attention backend takes where nothing is asked for."""
+    if is_sparse(architecture):
+        return 64
+    if architecture.mla is None:
+        return default
+    if capability == _BLACKWELL:
+        return 32  # FlashInfer's kernels
+    # FlashAttention reads no fp8 rows: FlashMLA does, in blocks of its own. Elsewhere Triton's kernel does both.
+    return 64 if (capability or _HOPPER) == _HOPPER and kv_cache_dtype.startswith("fp8") else default
+
+
+def aligned(
+    architecture: Architecture, block_size: int, tp: int, kv_bytes: int | Fraction, dtype_bytes: int, state_bytes: int
+) -> int:
+    """The block of a model with states: so many tokens that a page of attention is no smaller than a state.
+
+    vLLM does it whatever the user asked for. Bytes are those of an element, of a row, the model and a state.
+    """
+    states = [k.state for k in architecture.kv_kinds if k.state]
+    rows = [k for k in architecture.kv_kinds if k.kind not in (STATE, INDEXER)]
+    if not states or not rows:
+        return block_size
+    needed = max(s.bytes_on_rank(tp, dtype_bytes, state_bytes) for s in states)
+    step = max(block_size, _LATENT_STEP) if rows[0].kind == MLA else block_size
+    return max(block_size, step * -(-needed // (step * rows[0].bytes_per_token(tp, kv_bytes))))
+
+
+def check_context_split(architecture: Architecture, tp: int, dcp: int) -> None:
+    """Raises UsageError, in vLLM's words, where ``dcp`` of ``tp`` ranks can't share a request's tokens."""
+    if dcp == 1:
+        return
+    if tp % dcp:
+        raise UsageError(f"tp_size={tp} must be divisible by dcp_size={dcp}.")
+    if any(k.window is not None for k in architecture.kv_kinds):
+        raise UsageError("DCP not support sliding window.")
+    kv_heads = architecture.kv_heads
+    if architecture.mla is not None:
+        return
+    if tp <= kv_heads:
+        raise UsageError(
+            f"Decode context parallelism for GQA/MQA requires `--tensor-parallel-size` ({tp}) to be greater than the "
+            f"model's total number of KV heads ({kv_heads}). Increase `--tensor-parallel-size` or set "
+            "`--decode-context-parallel-size 1`."
+        )
+    if dcp > tp // kv_heads:
+        raise UsageError(
+            f"`--decode-context-parallel-size` ({dcp}) exceeds the maximum supported value ({tp // kv_heads}) for "
+            f"`--tensor-parallel-size` ({tp}) and {kv_heads} model KV heads."
+        )
+    if architecture.heads // kv_heads % dcp:
+        raise UsageError(
+            f"The model's number of query heads per KV head ({architecture.heads // kv_heads}) must be divisible by "
+            f"`--decode-context-parallel-size` ({dcp}) for GQA/MQA."
+        )
