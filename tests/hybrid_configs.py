@@ -40,8 +40,22 @@ INDEXER = {
 }  # fmt: skip
 
 
+GEMMA4 = {
+    "head_dim": 16, "global_head_dim": 32, "sliding_window": 64,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+}  # fmt: skip
+
+
 def _config(name: str, kind: str, **own: Any) -> dict[str, Any]:
     return {**SMALL, "architectures": [name], "model_type": kind, **own}
+
+
+def _block(heads_in_group: int | None, multiple: float | None) -> dict[str, Any]:
+    """One of a DeciLM's layers: without attention or without an MLP where None."""
+    return {
+        "attention": {"n_heads_in_group": heads_in_group, "no_op": heads_in_group is None},
+        "ffn": {"ffn_mult": multiple, "no_op": multiple is None},
+    }
 
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -92,6 +106,28 @@ CONFIGS: dict[str, dict[str, Any]] = {
         swa_v_head_dim=16, sliding_window=64, sliding_window_size=64, layernorm_epsilon=1e-5, scoring_func="sigmoid",
         topk_method="noaux_tc", norm_topk_prob=True, rope_theta=1e4, swa_rope_theta=1e4, attention_bias=False,
     ),
+    "gemma-4-moe": _config(
+        "Gemma4ForCausalLM", "gemma4_text", **GEMMA4, tie_word_embeddings=True, enable_moe_block=True, num_experts=8,
+        top_k_experts=2, moe_intermediate_size=32, attention_k_eq_v=True, num_global_key_value_heads=1,
+        hidden_size_per_layer_input=0, num_kv_shared_layers=0,
+    ),
+    "gemma-4-e": _config(
+        "Gemma4ForCausalLM", "gemma4_text", **GEMMA4, tie_word_embeddings=True, hidden_size_per_layer_input=16,
+        vocab_size_per_layer_input=1024, num_kv_shared_layers=2, use_double_wide_mlp=True,
+    ),
+    "gemma-3n": _config(
+        "Gemma3nForCausalLM", "gemma3n_text", tie_word_embeddings=True, head_dim=32, sliding_window=64,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+        num_kv_shared_layers=2, hidden_size_per_layer_input=16, vocab_size_per_layer_input=1024, laurel_rank=8,
+        altup_num_inputs=3, activation_sparsity_pattern=[0.0] * 4,
+    ),
+    "nemotron-nas": _config(
+        "DeciLMForCausalLM", "nemotron-nas", num_key_value_heads=None, intermediate_size=None, attention_bias=False,
+        mlp_bias=False, hidden_act="silu", auto_map={"AutoConfig": "configuration_own.OwnConfig"},
+        block_configs=[
+            _block(2, 4.0), _block(None, 2.0), _block(1, 12.0), _block(2, None),
+        ],
+    ),
     "kimi-linear": _config(
         "KimiLinearForCausalLM", "kimi_linear", **LATENT, q_lora_rank=None, num_experts=8, num_experts_per_token=2,
         moe_intermediate_size=32, num_shared_experts=1, first_k_dense_replace=1, moe_layer_freq=1, head_dim=24,
@@ -113,4 +149,5 @@ CONFIGS: dict[str, dict[str, Any]] = {
     ),
 }  # fmt: skip
 # Of these vLLM 0.32 has no class of its own any more, or none that reads transformers' config.
+NOT_IN_TRANSFORMERS = ("nemotron-nas",)
 NOT_IN_VLLM = ("bamba", "minimax-m1", "glm-4.7-flash")

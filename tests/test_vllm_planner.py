@@ -24,7 +24,7 @@ from harness.predict.kv_format import aligned, check_context_split
 from harness.predict.settings import settings
 from harness.scenario import parse_scenario
 from harness.units import GIB, MIB
-from tests.hybrid_configs import CONFIGS, NOT_IN_VLLM
+from tests.hybrid_configs import CONFIGS, NOT_IN_TRANSFORMERS, NOT_IN_VLLM
 from tests.vllm_oracle import Vllm, as_specs, build, layer_specs, vllm_on_meta
 
 MODELS = ("llama-3.1-70b", "smollm2-135m", "phi-2", "gemma-2b", "starcoder", "qwen2.5-7b")
@@ -121,6 +121,12 @@ def test_every_kind_of_layer_plans_as_in_vllm(vllm: Vllm, model: str):
 @pytest.mark.parametrize("name", [n for n in CONFIGS if n not in NOT_IN_VLLM])
 def test_every_hybrid_plans_as_in_vllm(vllm: Vllm, name: str):
     check_against_vllm(vllm, CONFIGS[name])
+
+
+@pytest.mark.parametrize("name", NOT_IN_TRANSFORMERS)
+def test_what_transformers_lacks_counts_as_in_vllm(vllm: Vllm, name: str):
+    model, _ = build(vllm, CONFIGS[name], max_model_len=512)
+    assert from_config(CONFIGS[name]).parameters == sum(p.numel() for p in model.parameters())
 
 
 def check_against_vllm(vllm: Vllm, config: dict[str, Any]) -> None:

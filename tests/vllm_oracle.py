@@ -23,6 +23,19 @@ from harness.architecture import CHUNKED, FULL, INDEXER, MLA, SLIDING, Architect
 from harness.predict.settings import Settings
 
 Specs = dict[str, Any]
+# A published config that brings its class along, as far as vLLM reads it: blocks as attributes.
+OWN_CONFIG = """
+from types import SimpleNamespace
+from transformers import LlamaConfig
+class OwnConfig(LlamaConfig):
+    model_type = "nemotron-nas"
+    def __init__(self, block_configs=None, **others):
+        super().__init__(**{k: v for k, v in others.items() if v is not None})
+        self.blocks = block_configs
+    @property
+    def block_configs(self):
+        return [SimpleNamespace(**{k: SimpleNamespace(**v) for k, v in b.items()}) for b in self.blocks or []]
+"""
 
 
 class Vllm:
@@ -41,6 +54,9 @@ class Vllm:
         from vllm.engine.arg_utils import EngineArgs
 
         (self.folder / "config.json").write_text(json.dumps(config))
+        if "auto_map" in config:
+            (self.folder / "configuration_own.py").write_text(OWN_CONFIG)
+            arguments["trust_remote_code"] = True
         # On a CPU the block must be a multiple of 32: that of the GPU is put in later.
         arguments = {"max_model_len": 1024, "block_size": 32, **arguments}
         return EngineArgs(

@@ -55,21 +55,21 @@ DENSE: dict[str, Family] = {
         ),
     ),
     "FalconForCausalLM": Family(
-        kv_heads="multi_query", layer_norms=1, norm_bias=True, gated=False, tied=True,
+        mlp_multiple=4, kv_heads="multi_query", layer_norms=1, norm_bias=True, gated=False, tied=True,
         must_be=(
             ("parallel_attn", True), ("new_decoder_architecture", False), ("alibi", False), ("bias", False),
         ),
     ),
     "GPT2LMHeadModel": Family(
-        kv_heads="all", norm_bias=True, gated=False, qkv_bias=True, o_bias=True, mlp_bias=True,
+        mlp_multiple=4, kv_heads="all", norm_bias=True, gated=False, qkv_bias=True, o_bias=True, mlp_bias=True,
         tied=True, rotary=None, position_offset=0, keys=_GPT2_KEYS,
     ),
     "GPTBigCodeForCausalLM": Family(
-        kv_heads="multi_query", norm_bias=True, gated=False, qkv_bias=True, o_bias=True, mlp_bias=True,
+        mlp_multiple=4, kv_heads="multi_query", norm_bias=True, gated=False, qkv_bias=True, o_bias=True, mlp_bias=True,
         tied=True, rotary=None, position_offset=0, keys=_GPT2_KEYS,
     ),
     "GPTNeoXForCausalLM": Family(
-        kv_heads="all", norm_bias=True, gated=False, qkv_bias="attention_bias", o_bias="attention_bias",
+        mlp_multiple=4, kv_heads="all", norm_bias=True, gated=False, qkv_bias="attention_bias", o_bias="attention_bias",
         mlp_bias=True, rotary=0.25, bias_defaults=(("attention_bias", True),),
     ),
     "StableLmForCausalLM": Family(

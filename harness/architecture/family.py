@@ -26,6 +26,8 @@ class Experts:
     flags: str | None = None  # a list of 0 (dense) and 1 (experts), one a layer; where it is a list
     optional: bool = False  # a model of the family may have none
     gated: bool = True  # whether an expert has a gate beside its up projection
+    beside: bool = False  # experts and a dense MLP in the same layers
+    switch: str | None = None  # the config key that switches experts on
     latent: str | None = None  # width of what the experts take in and give out, where it is not the hidden size
 
 
@@ -38,6 +40,7 @@ class Family:
     norm_bias: bool = False
     norm_weight: bool = True
     gated: bool = True
+    mlp_multiple: int = 0  # the width of an MLP where the config doesn't say, in hidden sizes; 0: it must
     qkv_bias: bool | str = False
     o_bias: bool | str = False
     mlp_bias: bool | str = False
@@ -62,6 +65,8 @@ class Family:
     value_dim: str | None = None  # key of the values' width, where it is not the keys'
     full_keys: tuple[tuple[str, str], ...] = ()  # what the full layers alone have: our name -> the config's key
     sliding_keys: tuple[tuple[str, str], ...] = ()  # and the sliding layers
+    key_is_value: str | None = None  # key of the config: full layers have no v; their ``full_keys`` of heads hold then
+    wide_when_shared: str | None = None  # key: layers that use another layer's keys have an MLP twice as wide
     extras: str | None = None  # parts that no other family has: a function of extras.py
     mla: bool = False
     indexer: bool = False  # sparse attention (DSA): an indexer chooses the tokens

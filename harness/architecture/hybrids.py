@@ -71,6 +71,22 @@ HYBRIDS: dict[str, Family] = {
             every="moe_layer_freq", correction_bias=True,
         ),
     ),
+    "DeciLMForCausalLM": Family(
+        qkv_bias="attention_bias", o_bias="attention_bias", mlp_bias="mlp_bias", scheme="blocks"
+    ),
+    "Gemma3nForCausalLM": Family(
+        layer_norms=4, tied=True, pattern=5, qk_norm="head", rotary_local=True, qkv_bias="attention_bias",
+        o_bias="attention_bias", extras="gemma3n",
+    ),
+    "Gemma4ForCausalLM": Family(
+        layer_norms=4, tied=True, pattern=6, qk_norm="head", rotary_local=True, qkv_bias="attention_bias",
+        o_bias="attention_bias", key_is_value="attention_k_eq_v", wide_when_shared="use_double_wide_mlp",
+        full_keys=(
+            ("head_dim", "global_head_dim"), ("value_dim", "global_head_dim"),
+            ("kv_heads", "num_global_key_value_heads"),
+        ),
+        extras="gemma4", experts=Experts(used="top_k_experts", switch="enable_moe_block", optional=True, beside=True),
+    ),
     "Llama4ForCausalLM": Family(
         qkv_bias="attention_bias", o_bias="attention_bias", scheme="chunks",
         keys=(("intermediate_size", "intermediate_size_mlp"), ("expert_width", "intermediate_size")),

@@ -52,15 +52,23 @@ class Layout:
 
     attention: tuple[Attention, ...]
     states: tuple[int, ...]
-    dense: tuple[int, ...]
+    mlps: tuple[tuple[int, tuple[int, ...]], ...]  # each width of a dense MLP, and the layers that have such a one
     experts: tuple[int, ...]
 
+    @property
+    def width(self) -> int:
+        """Width of the widest dense MLP; 0 where there is none."""
+        return max((width for width, _ in self.mlps), default=0)
 
-def layout(name: str, family: Family, read: Reader, layers: int, attention: Attention) -> Layout:
+
+def layout(name: str, family: Family, read: Reader, layers: int, hidden: int, attention: Attention) -> Layout:
     """The layers of a decoder; ``attention``: the family's usual one, of no layers yet."""
+    if family.scheme == "blocks":
+        return _blocks(read, layers, hidden, attention)
     kinds = _SCHEMES[family.scheme](name, family, read, layers)
     experts = _expert_layers(family, read, layers)
-    dense = [i for i in range(layers) if i not in set(experts)]
+    beside = family.experts is not None and family.experts.beside
+    dense = [i for i in range(layers) if beside or i not in set(experts)]
     if family.alone:
         experts = [i for i, kind in enumerate(kinds) if kind == EXPERTS]
         dense = [i for i, kind in enumerate(kinds) if kind == MLP]
@@ -72,8 +80,60 @@ def layout(name: str, family: Family, read: Reader, layers: int, attention: Atte
     return Layout(
         tuple(_groups(family, read, kinds, window, attention)),
         tuple(i for i, kind in enumerate(kinds) if kind in (STATE, BOTH)),
-        tuple(dense), tuple(experts),
+        _mlps(family, read, dense, layers, hidden), tuple(experts),
     )  # fmt: skip
+
+
+def _mlps(
+    family: Family, read: Reader, dense: list[int], layers: int, hidden: int
+) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    if not dense:
+        return ()
+    given = read.config.get(read.key("intermediate_size"))
+    if isinstance(given, list):
+        if len(given) != layers or not all(isinstance(n, int) and n > 0 for n in given):
+            raise UsageError(f"config: intermediate_size: expected {layers} numbers, one a layer, got {show(given)}")
+        widths = {i: given[i] for i in dense}
+    else:
+        width = read.count("intermediate_size", default=family.mlp_multiple * hidden or None)
+        double = layers - _wide(family, read)
+        widths = {i: width * (2 if i >= double else 1) for i in dense}
+    return _by_width(widths)
+
+
+def _by_width(widths: dict[int, int]) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    return tuple((w, tuple(i for i, n in widths.items() if n == w)) for w in dict.fromkeys(widths.values()))
+
+
+def _blocks(read: Reader, layers: int, hidden: int, usual: Attention) -> Layout:
+    """``block_configs``: each layer with KV heads and a width of its own, or without one of them (nemotron_nas.py)."""
+    blocks = read.config.get("block_configs")
+    if not isinstance(blocks, list) or len(blocks) != layers or not all(isinstance(b, dict) for b in blocks):
+        raise UsageError(f"config: block_configs: expected a list of {layers} mappings, one a layer")
+    heads: dict[int, list[int]] = {}
+    widths: dict[int, int] = {}
+    for i, block in enumerate(blocks):
+        for part in ("attention", "ffn"):
+            inner = Reader(block, {}, f"block_configs[{i}].").inner(part)
+            if any(inner.config.get(key) for key in ("replace_with_linear", "window_length", "sparsify")):
+                raise UsageError(f"config: block_configs[{i}].{part}: vLLM 0.32 makes plain layers or none alone")
+            if inner.flag("no_op", False):
+                continue
+            if part == "attention":
+                heads.setdefault(usual.heads // inner.count("n_heads_in_group"), []).append(i)
+            else:
+                widths[i] = _ffn_width(inner, hidden)
+    groups = (replace(usual, kv_heads=n, layers=tuple(where)) for n, where in heads.items())
+    return Layout(tuple(groups), (), _by_width(widths), ())
+
+
+def _ffn_width(ffn: Reader, hidden: int) -> int:
+    if ffn.config.get("ffn_mult") is None:
+        return ffn.count("intermediate_size")
+    times = ffn.config["ffn_mult"]
+    if isinstance(times, bool) or not isinstance(times, (int, float)) or not 0 < times < 1000:
+        raise UsageError(f"config: {ffn.within}ffn_mult: expected a number above 0, got {show(times)}")
+    return -(-int(2 * times * hidden / 3) // 256) * 256
 
 
 # -- the kind of each layer ------------------------------------------------------------------------
@@ -175,6 +235,12 @@ def _window(name: str, family: Family, read: Reader) -> int | None:
     return window + family.window_extra if window and used else None
 
 
+def _wide(family: Family, read: Reader) -> int:
+    """How many layers, the last ones, have an MLP twice as wide."""
+    wide = family.wide_when_shared is not None and read.flag(family.wide_when_shared, False)
+    return read.number("num_kv_shared_layers", 0) if wide else 0
+
+
 # -- layers whose attention is alike ---------------------------------------------------------------
 
 
@@ -182,11 +248,16 @@ def _groups(
     family: Family, read: Reader, kinds: list[str], window: int | None, usual: Attention
 ) -> list[Attention]:
     found: dict[Attention, list[int]] = {}
+    windows = {SLIDING: window, CHUNKED: read.count("attention_chunk_size", default=0)}
+    shared = read.number("num_kv_shared_layers", 0)  # the last so many read the cache of another layer
+    key_is_value = family.key_is_value is not None and read.flag(family.key_is_value, False)
     for i, kind in enumerate(kinds):
         if kind in (STATE, MLP, EXPERTS):
             continue
         kind = FULL if kind == BOTH else kind
         keys = dict(family.sliding_keys if kind == SLIDING else family.full_keys)
+        if family.key_is_value and not key_is_value:
+            keys.pop("kv_heads", None)
         heads, kv_heads, head_dim, value_dim = (
             read.count(keys[name], default=default) if name in keys else default
             for name, default in (
@@ -194,8 +265,10 @@ def _groups(
                 ("value_dim", usual.value_dim),
             )
         )  # fmt: skip
-        windows = {SLIDING: window, CHUNKED: read.count("attention_chunk_size", default=0)}
-        own = Attention((), kind, heads, kv_heads, head_dim, value_dim, windows.get(kind))
+        own = Attention(
+            (), kind, heads, kv_heads, head_dim, value_dim, windows.get(kind), own_kv=i < len(kinds) - shared,
+            values=not (key_is_value and kind == FULL),
+        )  # fmt: skip
         found.setdefault(own, []).append(i)
     return [replace(own, layers=tuple(numbers)) for own, numbers in found.items()]
 
@@ -205,7 +278,9 @@ def _groups(
 
 def _expert_layers(family: Family, read: Reader, layers: int) -> list[int]:
     keys = family.experts
-    if keys is None or (keys.optional and read.number(keys.count, 0) == 0):
+    if keys is None or (keys.switch and not read.flag(keys.switch, False)):
+        return []
+    if keys.optional and read.number(keys.count, 0) == 0:
         return []
     if keys.flags and isinstance(read.config.get(keys.flags), list):
         return [i for i, flag in enumerate(flag_list(read, keys.flags, layers)) if flag]

@@ -76,8 +76,7 @@ class Architecture:
     @property
     def dense_width(self) -> int:
         """Width of the widest MLP that every token passes: dense or shared; 0 where all experts are routed."""
-        dense = self.intermediate if self.layout.dense else 0
-        return max(dense, self.mixture.shared if self.mixture else 0)
+        return max(self.layout.width, self.mixture.shared if self.mixture else 0)
 
     @cached_property
     def kv_kinds(self) -> dict[KvLayer, tuple[int, ...]]:
@@ -129,7 +128,7 @@ class Architecture:
             raise UsageError(f"pipeline_parallel_size {pp} is more than the model's {self.layers} layers")
 
     def _widths(self) -> list[int]:
-        widths = [self.intermediate] if self.layout.dense else []
+        widths = [width for width, _ in self.layout.mlps]
         if self.mixture is not None:
             widths.append(self.mixture.shared)
         return [w for w in widths if w]
@@ -177,22 +176,23 @@ def from_config(config: dict[str, Any]) -> Architecture:
     head_dim = mla.nope + mla.rope if mla else _head_dim(read, hidden, heads)
     value_dim = read.count(family.value_dim, default=head_dim) if family.value_dim else head_dim
     usual = Attention((), FULL, heads, kv_heads, head_dim, value_dim)
-    plan = layout(name, family, read, layers, usual)
+    plan = layout(name, family, read, layers, hidden, usual)
     mixture = _mixture(family, read, plan.experts, hidden)
     size = Sizes(
-        layers, hidden, heads, _intermediate(name, read, hidden) if plan.dense else 0, read.count("vocab_size"),
-        read.flag("tie_word_embeddings", family.tied), mla, mixture, plan,
+        layers, hidden, heads, read.count("vocab_size"), read.flag("tie_word_embeddings", family.tied), mla, mixture,
+        plan,
     )  # fmt: skip
     limit, default_len, rotary_positions = positions(name, read)
     rotary: tuple[tuple[int, int], ...] = ()
     if family.rotary is not None:
-        dims = mla.rope if mla else rotary_dim(read, family.rotary, head_dim)
-        rotary = ((rotary_positions, dims),)
+        full = next((g.head_dim for g in plan.attention if g.kind == FULL), head_dim)
+        rotary = ((rotary_positions, mla.rope if mla else rotary_dim(read, family.rotary, full)),)
         if family.rotary_local:
-            rotary = (*rotary, (read.positions, dims))
+            rotary = (*rotary, (read.positions, head_dim))
     return Architecture(
-        name=name, layers=layers, hidden=hidden, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
-        intermediate=size.intermediate, vocab=size.vocab, max_model_len=limit, default_model_len=default_len,
+        name=name, layers=layers, hidden=hidden, heads=heads,
+        kv_heads=plan.attention[0].kv_heads if plan.attention else kv_heads, head_dim=head_dim,
+        intermediate=plan.width, vocab=size.vocab, max_model_len=limit, default_model_len=default_len,
         max_len_key=read.key("max_position_embeddings"), tied=size.tied, gated=family.gated,
         dtype=model_dtype(config), rotary_shapes=rotary, rotary_float32=family.rotary_float32, mla=mla,
         mixture=mixture, layout=plan, kv_layers=_kv_layers(family, read, size),
@@ -294,13 +294,6 @@ def _head_dim(read: Reader, hidden: int, heads: int) -> int:
     if not given and hidden % heads:
         raise UsageError(f"config: hidden_size: {hidden} is not a multiple of num_attention_heads {heads}")
     return given or hidden // heads
-
-
-def _intermediate(name: str, read: Reader, hidden: int) -> int:
-    # Every other class states it; these four leave it to the usual multiple (transformers' configuration classes).
-    if name in ("FalconForCausalLM", "GPT2LMHeadModel", "GPTBigCodeForCausalLM", "GPTNeoXForCausalLM"):
-        return read.count("intermediate_size", default=4 * hidden)
-    return read.count("intermediate_size")
 
 
 def _mla(read: Reader) -> Mla:

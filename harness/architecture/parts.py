@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from harness.architecture.component import Component
+from harness.architecture.extras import EXTRAS
 from harness.architecture.family import Experts, Family
 from harness.architecture.indexer import indexer_layers, indexer_parts
 from harness.architecture.layout import Attention, Layout
@@ -51,7 +52,6 @@ class Sizes:
     layers: int
     hidden: int
     heads: int
-    intermediate: int
     vocab: int
     tied: bool
     mla: Mla | None
@@ -75,6 +75,8 @@ def components(family: Family, read: Reader, size: Sizes) -> Iterator[Component]
         yield from _of(size.layout.states, size, MIXERS[family.mixer](read, size.hidden)[0])
     yield from _feed_forward(family, read, size)
     yield from _norms(family, size)
+    if family.extras:
+        yield from EXTRAS[family.extras](read, size.hidden, size.layers)
     if not size.tied:
         yield Component("lm_head.weight", (size.vocab, size.hidden), "vocab", "last", kind="lm_head")
     if _flag(family, read, family.lm_head_bias):
@@ -104,9 +106,15 @@ def _attention(family: Family, read: Reader, hidden: int, group: Attention) -> I
     units = group.query_and_kv
     if family.gate == "element":
         units = ((group.heads, 2 * group.head_dim), *units[1:])
+    copied = () if group.values else units[2:]  # vLLM keeps such keys twice
     units = units if group.values else units[:2]
     outputs, kind = sum(n * width for n, width in units), "attention"
     yield Component("qkv_proj.weight", (outputs, hidden), "heads", quantizable=True, kind=kind, units=units)
+    for heads, width in copied:
+        yield Component(
+            "qkv_proj.weight, k as v", (heads * width, hidden), "heads", quantizable=True, kind=kind, units=copied,
+            counted=False,
+        )  # fmt: skip
     if _flag(family, read, family.qkv_bias):
         yield Component("qkv_proj.bias", (outputs,), "heads", kind=kind, units=units)
     if family.gate == "head":
@@ -147,7 +155,8 @@ def _latent_attention(size: Sizes, mla: Mla) -> Iterator[Component]:
 def _feed_forward(family: Family, read: Reader, size: Sizes) -> Iterator[Component]:
     mixture, experts = size.mixture, family.experts
     bias = _flag(family, read, family.mlp_bias)
-    yield from _of(size.layout.dense, size, _mlp(family.gated, "", size.intermediate, size.hidden, bias))
+    for width, layers in size.layout.mlps:
+        yield from _of(layers, size, _mlp(family.gated, "", width, size.hidden, bias))
     if mixture is None or experts is None:
         return
     if mixture.shared:
@@ -192,7 +201,13 @@ def _routed(experts: Experts, mixture: Mixture, hidden: int) -> Iterator[Compone
 def _norms(family: Family, size: Sizes) -> Iterator[Component]:
     if not family.norm_weight:
         return
+    # Of layers that may lack attention or the MLP, each brings its own norm.
+    own = (
+        tuple(sorted(i for group in size.layout.attention for i in group.layers)),
+        tuple(sorted(i for _, layers in size.layout.mlps for i in layers)),
+    )
     for tensor in ("weight", "bias") if family.norm_bias else ("weight",):
         for i in range(family.layer_norms):
-            yield Component(f"norm{i + 1}.{tensor}", (size.hidden,), "replicated")
+            norm = Component(f"norm{i + 1}.{tensor}", (size.hidden,), "replicated")
+            yield from _of(own[i], size, [norm]) if family.scheme == "blocks" else [norm]
         yield Component(f"final_norm.{tensor}", (size.hidden,), "replicated", "last")

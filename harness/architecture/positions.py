@@ -29,7 +29,7 @@ def positions(name: str, read: Reader) -> tuple[int, int, int]:
     rope, trained = _rope(read), read.positions
     inner = Reader(rope, {})
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind in ("default", "llama3", "mrope"):
+    if kind in ("default", "llama3", "mrope", "proportional"):
         return trained, trained, trained
     if kind in ("linear", "dynamic"):
         longer = int(trained * inner.factor())
@@ -51,6 +51,8 @@ def positions(name: str, read: Reader) -> tuple[int, int, int]:
 
 def rotary_dim(read: Reader, default: float, head_dim: int) -> int:
     """Elements of a head that are rotated; ``default``: the family's share of them."""
+    if _rope(read).get("rope_type") == "proportional":
+        return head_dim  # what is not rotated turns by nothing
     default = _rope(read).get("partial_rotary_factor", default)
     share = read.config.get("partial_rotary_factor", read.config.get("rotary_pct", default))
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:

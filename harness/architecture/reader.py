@@ -54,8 +54,8 @@ class Reader:
         """The mapping under ``name``."""
         value = self.config.get(name)
         if not isinstance(value, dict):
-            raise UsageError(f"config: {name}: expected a mapping, got {show(value)}")
-        return Reader(value, {})
+            raise UsageError(f"config: {self.within}{name}: expected a mapping, got {show(value)}")
+        return Reader(value, {}, f"{self.within}{name}.")
 
     def flag(self, name: str, default: bool) -> bool:
         """true or false; ``default`` where the key is missing or null."""
