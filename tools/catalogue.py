@@ -37,7 +37,20 @@ KEPT = [
     "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "n_group", "topk_group",
     "topk_method", "scoring_func", "routed_scaling_factor", "norm_topk_prob", "original_max_position_embeddings",
     "quantization_config", "pad_token_id", "attention_chunk_size", "no_rope_layers", "interleave_moe_layer_step",
-    "intermediate_size_mlp", "moe_layers",
+    "intermediate_size_mlp", "moe_layers", "linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim",
+    "linear_value_head_dim", "linear_conv_kernel_dim", "full_attention_interval", "mamba_ssm_dtype",
+    "hybrid_override_pattern", "layers_block_type", "mamba_num_heads", "mamba_head_dim", "ssm_state_size", "n_groups",
+    "conv_kernel", "expand", "use_conv_bias", "mamba_proj_bias", "mamba_ssm_cache_dtype", "moe_latent_size",
+    "moe_shared_expert_intermediate_size", "hybrid_layer_pattern", "swa_num_attention_heads",
+    "swa_num_key_value_heads", "swa_head_dim", "swa_v_head_dim", "index_n_heads", "index_head_dim", "index_topk",
+    "index_topk_freq", "index_topk_pattern", "index_skip_topk_offset", "indexer_types", "mlp_layer_types",
+    "block_configs", "global_head_dim", "num_global_key_value_heads", "attention_k_eq_v", "num_kv_shared_layers",
+    "use_double_wide_mlp", "enable_moe_block", "top_k_experts", "hidden_size_per_layer_input",
+    "vocab_size_per_layer_input", "mamba_n_heads", "mamba_d_head", "mamba_d_state", "mamba_n_groups", "mamba_d_conv",
+    "mamba_expand", "mamba_conv_bias", "mamba_d_ssm", "mamba_rms_norm", "projectors_bias", "attn_layer_indices",
+    "attn_layer_period", "attn_layer_offset", "expert_layer_period", "expert_layer_offset", "mamba_dt_rank",
+    "shared_intermediate_size", "conv_L_cache", "conv_bias", "block_auto_adjust_ff_dim", "linear_attn_config",
+    "num_experts_per_token", "num_shared_experts", "laurel_rank", "altup_num_inputs",
 ]  # fmt: skip
 # Of a vision_config, and beside the two configs of a multimodal model.
 KEPT_OF_VISION = [

@@ -15,8 +15,10 @@ from harness.errors import UsageError
 
 BOTH, MLP, EXPERTS = "full and state", "mlp", "experts"  # beside the kinds of a cache
 _TYPES = {
-    "full_attention": FULL, "attention": FULL, "sliding_attention": SLIDING, "chunked_attention": CHUNKED,
-    "linear_attention": STATE, "mamba": STATE, "conv": STATE,
+    "full_attention": FULL, "attention": FULL, "deepseek_sparse_attention": FULL, "sliding_attention": SLIDING,
+    "chunked_attention": CHUNKED,
+    "linear_attention": STATE, "mamba": STATE,
+    "conv": STATE,
 }  # fmt: skip
 # A family whose sliding_window counts only where use_sliding_window says so.
 _NEEDS_FLAG = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM")
@@ -161,15 +163,29 @@ def _by_types(_: str, family: Family, read: Reader, layers: int) -> list[str]:
     return _every(read, "full_attention_interval", family.pattern or 1, layers, STATE)
 
 
+_ALONE = {"M": STATE, "*": FULL, "-": MLP, "E": EXPERTS}
+_ALONE_TYPES = {
+    "mamba": STATE, "linear_attention": STATE, "attention": FULL, "full_attention": FULL, "mlp": MLP, "moe": EXPERTS
+}  # fmt: skip
+
+
+def pattern(read: Reader) -> list[str]:
+    """What each layer of a Nemotron-H is (nemotron_h.py): a list of names, or one letter a layer."""
+    for key, kinds in (("layers_block_type", _ALONE_TYPES), ("hybrid_override_pattern", _ALONE)):
+        given = read.config.get(key)
+        if given is not None:
+            words = list(given) if isinstance(given, (str, list)) else [None]
+            if not words or not all(isinstance(word, str) and word in kinds for word in words):
+                raise UsageError(f"config: {key}: expected one of {', '.join(kinds)} for each layer, got {show(given)}")
+            return [kinds[word] for word in words]
+    raise UsageError("config: hybrid_override_pattern: missing")
+
+
 def _by_pattern(_: str, __: Family, read: Reader, layers: int) -> list[str]:
-    """One letter a layer: M a state, * attention, - an MLP, E experts (nemotron_h.py)."""
-    letters = read.config.get("hybrid_override_pattern")
-    kinds = {"M": STATE, "*": FULL, "-": MLP, "E": EXPERTS}
-    if not isinstance(letters, str) or len(letters) != layers or set(letters) - set(kinds):
-        raise UsageError(
-            f"config: hybrid_override_pattern: expected {layers} letters of M, *, - and E, got {show(letters)}"
-        )
-    return [kinds[letter] for letter in letters]
+    found = pattern(read)
+    if len(found) != layers:
+        raise UsageError(f"config: num_hidden_layers: {layers}, but {len(found)} layers are described")
+    return found
 
 
 def _by_offset(_: str, __: Family, read: Reader, layers: int) -> list[str]:

@@ -12,7 +12,7 @@ from harness.architecture.families import FAMILIES
 from harness.architecture.family import Family
 from harness.architecture.indexer import indexer_cache, indexer_layers
 from harness.architecture.kv_layers import FULL, MLA, STATE, KvLayer
-from harness.architecture.layout import Attention, Layout, layout
+from harness.architecture.layout import Attention, Layout, layout, pattern
 from harness.architecture.mixers import MIXERS
 from harness.architecture.parts import Mixture, Mla, Sizes, components
 from harness.architecture.positions import positions, rotary_dim
@@ -169,7 +169,8 @@ def from_config(config: dict[str, Any]) -> Architecture:
     read = Reader(config, dict(family.keys))
     _refuse_variants(name, family, config)
     hidden = read.count("hidden_size")
-    layers = read.count("num_hidden_layers", largest=100_000)
+    described = len(pattern(read)) if family.scheme == "pattern" else None
+    layers = read.count("num_hidden_layers", default=described, largest=100_000)
     heads = read.count("num_attention_heads")
     mla = _mla(read) if family.mla else None
     kv_heads = 1 if mla else _kv_heads(family, read, heads)
