@@ -174,10 +174,11 @@ def pattern(read: Reader) -> list[str]:
     for key, kinds in (("layers_block_type", _ALONE_TYPES), ("hybrid_override_pattern", _ALONE)):
         given = read.config.get(key)
         if given is not None:
-            words = list(given) if isinstance(given, (str, list)) else [None]
-            if not words or not all(isinstance(word, str) and word in kinds for word in words):
+            words = list(given) if isinstance(given, (str, list)) else []
+            found = [kinds.get(word) for word in words if isinstance(word, str)]
+            if not words or len(found) < len(words) or None in found:
                 raise UsageError(f"config: {key}: expected one of {', '.join(kinds)} for each layer, got {show(given)}")
-            return [kinds[word] for word in words]
+            return [kind for kind in found if kind]
     raise UsageError("config: hybrid_override_pattern: missing")
 
 
