@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.architecture.component import Component
 from harness.architecture.kv_layers import FULL, SLIDING, KvLayer
-from harness.architecture.layout import Attention, Layout
+from harness.architecture.layout import Attention, Layout, by_width
 from harness.architecture.parts import Mixture
 from harness.architecture.positions import positions, rotary_dim
 from harness.architecture.reader import Reader, show
@@ -57,8 +57,7 @@ def _read(name: str, text: str) -> Architecture:
     head_dim = getattr(hf, "head_dim", None) or hidden // hf.num_attention_heads
     attention = [_attention(name, i, held, head_dim, hf) for i, held in enumerate(layers)]
     mixture = _mixture(layers, hf)
-    dense = tuple(i for i, held in enumerate(layers) if "mlp.down_proj.weight" in held)
-    width = layers[dense[0]]["mlp.down_proj.weight"][1] if dense else 0
+    dense = {i: held["mlp.down_proj.weight"][1] for i, held in enumerate(layers) if "mlp.down_proj.weight" in held}
     tied = "lm_head.weight" not in shapes
     full = {k: v for k, v in hf.to_dict().items() if v is not None} | config
     reader = Reader(full, {})
@@ -67,12 +66,13 @@ def _read(name: str, text: str) -> Architecture:
     usual = attention[0]
     return Architecture(
         name=name, layers=len(layers), hidden=hidden, heads=usual.heads, kv_heads=usual.kv_heads, head_dim=head_dim,
-        intermediate=width, vocab=vocab, max_model_len=limit, default_model_len=default_len,
+        intermediate=max(dense.values(), default=0), vocab=vocab, max_model_len=limit, default_model_len=default_len,
         max_len_key="max_position_embeddings", tied=tied,
         gated=any("mlp.gate_proj.weight" in held for held in layers) or not dense, dtype=model_dtype(config),
         rotary_shapes=((rows, rotary_dim(reader, 1.0, head_dim)),), rotary_float32=False, mla=None, mixture=mixture,
         layout=Layout(
-            tuple(_with_layers(a, held) for a, held in groups.items()), (), dense, mixture.layers if mixture else ()
+            tuple(_with_layers(a, held) for a, held in groups.items()), (), by_width(dense),
+            mixture.layers if mixture else (),
         ),
         kv_layers=tuple((KvLayer(a.kind, a.kv_heads, 2 * head_dim, a.window),) for a in attention),
         components=tuple(_components(name, shapes, layers, attention)), source=SOURCE,

@@ -100,10 +100,11 @@ def _mlps(
         width = read.count("intermediate_size", default=family.mlp_multiple * hidden or None)
         double = layers - _wide(family, read)
         widths = {i: width * (2 if i >= double else 1) for i in dense}
-    return _by_width(widths)
+    return by_width(widths)
 
 
-def _by_width(widths: dict[int, int]) -> tuple[tuple[int, tuple[int, ...]], ...]:
+def by_width(widths: dict[int, int]) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    """Each width of ``widths`` (layer: width), and the layers that have it."""
     return tuple((w, tuple(i for i, n in widths.items() if n == w)) for w in dict.fromkeys(widths.values()))
 
 
@@ -126,7 +127,7 @@ def _blocks(read: Reader, layers: int, hidden: int, usual: Attention) -> Layout:
             else:
                 widths[i] = _ffn_width(inner, hidden)
     groups = (replace(usual, kv_heads=n, layers=tuple(where)) for n, where in heads.items())
-    return Layout(tuple(groups), (), _by_width(widths), ())
+    return Layout(tuple(groups), (), by_width(widths), ())
 
 
 def _ffn_width(ffn: Reader, hidden: int) -> int:
