@@ -230,7 +230,7 @@ LATENT = {
         ("Qwen2MoeForCausalLM", "qwen2_moe", {**MIXTURE, "shared_expert_intermediate_size": 48}),
         ("OlmoeForCausalLM", "olmoe", MIXTURE),
         ("GraniteMoeForCausalLM", "granitemoe", {"num_local_experts": 8, "num_experts_per_tok": 2}),
-        ("PhimoeForCausalLM", "phimoe",
+        ("PhiMoEForCausalLM", "phimoe",
          {"num_local_experts": 8, "num_experts_per_tok": 2, "attention_bias": True, "lm_head_bias": True}),
         ("GptOssForCausalLM", "gpt_oss",
          {"num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": 64, "head_dim": 16}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from importlib.resources import files
 
 import pytest
@@ -100,13 +101,14 @@ def test_every_model_has_a_source_and_its_config_is_a_fresh_copy():
         assert catalog.knows_model(name.upper())
         facts = catalog.model_facts(name)
         assert facts["source"] == f"https://huggingface.co/{name}/blob/main/config.json"
+        assert "://" in facts.get("copy", "://")
         assert facts["recorded"] >= "2026-11-24" and facts["parameters"] > 10**8
     catalog.model_config("llama-3.1-8b")["hidden_size"] = 1
     assert catalog.model_config("meta-llama/Llama-3.1-8B")["hidden_size"] == 4096
 
 
 def test_the_catalogue_is_wide():
-    assert len(catalog.model_names()) >= 100
+    assert len(catalog.model_names()) >= 150
     kinds = {catalog.model_config(n)["architectures"][0] for n in catalog.model_names()}
     assert len(kinds) >= 30
 
@@ -173,8 +175,9 @@ def test_every_engine_row_and_format_has_a_source():
 
 
 def test_every_model_says_what_it_was_checked_against() -> None:
-    found = {catalog.model_facts(name)["checked"] for name in catalog.model_names()}
-    assert found == set(catalog.CHECKED)
+    found = Counter(catalog.model_facts(name)["checked"] for name in catalog.model_names())
+    assert found.keys() == set(catalog.CHECKED)
+    assert found["count"] < 50 < found["config"]  # so many are left that only count right: fewer, not more
 
 
 def test_a_prediction_on_an_unchecked_entry_says_so() -> None:

@@ -19,8 +19,8 @@ def test_the_parts_of_every_model_add_up(name: str) -> None:
     assert sum(p["bytes"] for p in shown["components"]) == shown["bytes"]
     assert shown["active_parameters"] <= shown["parameters"]
     assert shown["kv"]["bytes_per_token"] > 0
-    layers = inventory(catalog.model_config(name)).architecture.layers
-    assert sum(row["layers"] for row in shown["kv"]["layers"]) == layers
+    kept = inventory(catalog.model_config(name)).architecture.kv_layers
+    assert sum(row["layers"] for row in shown["kv"]["layers"]) == sum(len(caches) for caches in kept) > 0
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,38 @@ def test_the_table_shows_where_the_bytes_sit() -> None:
     assert lines[-3].startswith("KV cache: 32 full; one token writes 131,072 bytes (bfloat16)")
     listed = bench("models").out
     assert "60 mla" in listed and "12 sliding 128 + 12 full" in listed
+
+
+@pytest.mark.parametrize(
+    ("words", "some", "none"),
+    [
+        (("qwen", "vl"), "Qwen/Qwen3-VL-8B-Instruct", "Qwen/Qwen3-8B"),
+        (("QWEN3-vl",), "Qwen/Qwen3-VL-2B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct"),
+        (("experts", "mla"), "deepseek-ai/DeepSeek-V3", "mistralai/Mixtral-8x7B-v0.1"),
+        (("vision",), "google/gemma-3-4b-it", "google/gemma-3-1b-it"),
+        (("GptOss",), "openai/gpt-oss-120b", "openai-community/gpt2"),
+    ],
+)
+def test_words_choose_models(words: tuple[str, ...], some: str, none: str) -> None:
+    rows = {row["name"]: row for row in json.loads(bench("models", *words, "--json").out)["models"]}
+    assert some in rows and none not in rows
+    assert all(row["checked"] in catalog.CHECKED for row in rows.values())
+
+
+def test_the_list_says_how_many_and_what_its_entries_were_checked_against() -> None:
+    lines = bench("models", "gpt-oss").out.splitlines()
+    assert [line.split()[0] for line in lines[2:4]] == ["openai/gpt-oss-120b", "openai/gpt-oss-20b"]
+    assert lines[-2].startswith(f"2 of {len(catalog.model_names())} models; `bench models NAME` shows one.")
+    assert lines[-1] == f"  config: {catalog.CHECKED['config']}"
+
+
+def test_small_parts_are_one_row_and_every_byte_is_still_counted() -> None:
+    lines = bench("models", "qwen3-vl-8b").out.splitlines()
+    (small,) = (line.split() for line in lines if " smaller " in line)
+    kept = [line for line in lines if line.startswith(("visual", "gate", "down", "qkv", "embed", "lm_head", "o_proj"))]
+    assert int(small[0]) >= 10 and len(kept) >= 10
+    shown = json.loads(bench("models", "qwen3-vl-8b", "--json").out)
+    assert len(shown["components"]) >= int(small[0]) + len(kept)
 
 
 @pytest.mark.parametrize(

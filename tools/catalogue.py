@@ -50,7 +50,8 @@ KEPT = [
     "mamba_expand", "mamba_conv_bias", "mamba_d_ssm", "mamba_rms_norm", "projectors_bias", "attn_layer_indices",
     "attn_layer_period", "attn_layer_offset", "expert_layer_period", "expert_layer_offset", "mamba_dt_rank",
     "shared_intermediate_size", "conv_L_cache", "conv_bias", "block_auto_adjust_ff_dim", "linear_attn_config",
-    "num_experts_per_token", "num_shared_experts", "laurel_rank", "altup_num_inputs",
+    "num_experts_per_token", "num_shared_experts", "laurel_rank", "altup_num_inputs", "mtp_num_hidden_layers",
+    "num_nextn_predict_layers", "attn_output_gate",
 ]  # fmt: skip
 # Of a vision_config, and beside the two configs of a multimodal model.
 KEPT_OF_VISION = [
@@ -67,7 +68,10 @@ KEPT_BESIDE = [
     "spatial_merge_size", "mm_tokens_per_image", "audio_config",
 ]  # fmt: skip
 # Of a quantization_config, what tells the format.
-KEPT_OF_QUANTIZATION = ("quant_method", "bits", "group_size", "weight_block_size", "config_groups")
+KEPT_OF_QUANTIZATION = (
+    "quant_method", "quant_algo", "bits", "group_size", "weight_block_size", "config_groups", "ignore", "format",
+    "modules_to_not_convert", "ignored_layers", "quantized_layers", "producer", "kv_cache_scheme",
+)  # fmt: skip
 
 
 def trimmed(config: dict[str, Any]) -> dict[str, Any]:
@@ -130,7 +134,7 @@ def add(models: dict[str, Any], path: Path) -> None:
     """Put the config at ``path`` into ``models``."""
     name = path.name.removesuffix("_config.json").replace("--", "/")
     config = json.loads(path.read_text(encoding="utf-8"))
-    aliases = config.get("_aliases", [name.split("/")[1].lower()])
+    aliases = config.get("_aliases", models.get(name, {}).get("aliases", [name.split("/")[1].lower()]))
     kept = trimmed(config)
     models[name] = {
         "checked": config.get("_checked", "config"),
@@ -144,8 +148,9 @@ def add(models: dict[str, Any], path: Path) -> None:
 
 
 def write(data: dict[str, Any]) -> None:
-    """One line a model."""
-    lines = [f"{json.dumps(n)}: {json.dumps(m)}" for n, m in data["models"].items()]
+    """One line a model, by name."""
+    models = sorted(data["models"].items(), key=lambda item: item[0].lower())
+    lines = [f"{json.dumps(n)}: {json.dumps(m)}" for n, m in models]
     body = ",\n".join(lines)
     CATALOGUE.write_text(f'{{\n"about": {json.dumps(data["about"])},\n"models": {{\n{body}\n}}\n}}\n', encoding="utf-8")
 

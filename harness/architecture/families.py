@@ -124,7 +124,7 @@ MIXTURES: dict[str, Family] = {
         qkv_bias="attention_bias", o_bias="attention_bias",
         experts=Experts(count="num_local_experts", width="intermediate_size"),
     ),
-    "PhimoeForCausalLM": Family(
+    "PhiMoEForCausalLM": Family(
         norm_bias=True, qkv_bias="attention_bias", o_bias="attention_bias", lm_head_bias="lm_head_bias",
         experts=Experts(count="num_local_experts", width="intermediate_size"),
     ),

@@ -5,7 +5,7 @@ those, and one function a class the rest. ``place`` "tower": split like the laye
 ``mm_encoder_tp_mode`` is "data"; "projector": split either way. Every pipeline stage holds both.
 
 Sources: the module of each class in vllm/model_executor/models, 0.32. tests/test_vision.py holds the counts against
-transformers' own models and the shapes against vLLM's classes.
+transformers' own models, tests/test_vision_vllm.py the shapes against vLLM's classes.
 """
 
 from __future__ import annotations

@@ -114,7 +114,8 @@ def model_config(name: str) -> dict[str, Any]:
 
 # What an entry was compared with, in words; the rest of an entry that only counts right may be wrong.
 CHECKED = {
-    "config": "compared with the published config.json",
+    "config": "compared with the published config.json or a public copy of it",
+    "table": "its facts agree with another project's table of published configs",
     "log": "a public vLLM log agrees with its weights and its KV tokens",
     "count": "checked by its parameter total alone: compare it with the published config.json, or name a local folder",
 }

@@ -18,29 +18,35 @@ if TYPE_CHECKING:
 
     from harness.predict.inventory import Inventory, Part
 
+SMALL_SHARE = 0.0005  # parts below are shown as one row
+
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("words", nargs=-1, metavar="[NAME | WORDS...]")
 @click.option("--config", type=click.Path(path_type=Path), help="A config.json or its folder, instead of NAME.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-def models(name: str | None, config: Path | None, as_json: bool) -> None:
-    """List the models of the catalogue, or show where the bytes of the model NAME sit.
+def models(words: tuple[str, ...], config: Path | None, as_json: bool) -> None:
+    """List the models of the catalogue, or those that all WORDS are part of: of the name, the class, the kinds of the
+    KV cache, "experts" or "vision". With the NAME of one, show where its bytes sit.
 
     \b
     Examples:
       bench models
+      bench models qwen vl
+      bench models experts mla
       bench models gpt-oss-20b
       bench models --config ./my-model/config.json --json
     """
     from harness.predict.inventory import inventory
 
-    if name is not None and config is not None:
+    if words and config is not None:
         raise UsageError("bench models: give NAME or --config, not both")
-    if name is None and config is None:
-        _list(as_json)
+    name = " ".join(words)
+    if config is None and not catalog.knows_model(name):
+        _list(_matching(words), as_json)
         return
     if config is None:
-        shown = inventory(catalog.model_config(name or ""))
+        shown = inventory(catalog.model_config(name))
     else:
         shown = inventory(read_config(config), config if config.is_dir() else None)
     if as_json:
@@ -49,9 +55,9 @@ def models(name: str | None, config: Path | None, as_json: bool) -> None:
     if config is not None:
         _show(str(config), shown)
         return
-    facts = catalog.model_facts(name or "")
+    facts = catalog.model_facts(name)
     _show(facts["name"], shown)
-    click.echo(f"Entry: {catalog.CHECKED[facts['checked']]} ({facts['source']})")
+    click.echo(f"Entry: {catalog.CHECKED[facts['checked']]} ({facts.get('copy') or facts['source']})")
 
 
 def kv_words(architecture: Architecture) -> str:
@@ -65,21 +71,41 @@ def kv_words(architecture: Architecture) -> str:
 # -- the list --------------------------------------------------------------------------------------
 
 
-def _list(as_json: bool) -> None:
+def _matching(words: tuple[str, ...]) -> list[tuple[str, Inventory]]:
+    """The models that all ``words`` are part of. Raises UsageError, with near names, where there is none."""
     from harness.predict.inventory import inventory
 
     rows = [(name, inventory(catalog.model_config(name))) for name in catalog.model_names()]
+    found = [(n, i) for n, i in rows if all(w.lower() in _searched(n, i.architecture) for w in words)]
+    if not found:
+        catalog.model_config(" ".join(words))
+    return found
+
+
+def _searched(name: str, a: Architecture) -> str:
+    kinds = {kind.kind for kind in a.kv_kinds}
+    return " ".join(
+        (name, *catalog.model_facts(name)["aliases"], a.name, *kinds, *["experts"] * bool(a.mixture),
+         *["vision"] * bool(a.vision))
+    ).lower()  # fmt: skip
+
+
+def _list(rows: list[tuple[str, Inventory]], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"schema": 1, "models": [_row(n, i) for n, i in rows]}, indent=1))
         return
-    table = _table("model", "parameters", "active", "layers", "heads", "KV heads", "KV KiB/token", left="KV layers")
+    table = _table("model", "parameters", "active", "layers", "heads", "KV heads", "KiB/token", "entry", left="cache")
     for name, shown in rows:
         a = shown.architecture
         table.add_row(
             name, f"{a.parameters / 1e9:.2f} B", f"{a.active_parameters / 1e9:.2f} B" if a.mixture else "",
-            str(a.layers), str(a.heads), str(a.kv_heads), f"{shown.kv_bytes_per_token / 1024:,.1f}", kv_words(a),
+            str(a.layers), str(a.heads), str(a.kv_heads), f"{shown.kv_bytes_per_token / 1024:,.1f}",
+            catalog.model_facts(name)["checked"], kv_words(a),
         )  # fmt: skip
     _print(table)
+    click.echo(f"\n{len(rows)} of {len(catalog.model_names())} models; `bench models NAME` shows one. Entries are")
+    for checked in dict.fromkeys(catalog.model_facts(name)["checked"] for name, _ in rows):
+        click.echo(f"  {checked}: {catalog.CHECKED[checked]}")
 
 
 def _row(name: str, shown: Inventory) -> dict[str, Any]:
@@ -87,7 +113,7 @@ def _row(name: str, shown: Inventory) -> dict[str, Any]:
     return {
         "name": name, "parameters": a.parameters, "active_parameters": a.active_parameters, "layers": a.layers,
         "heads": a.heads, "kv_heads": a.kv_heads, "kv_kinds": sorted({k.kind for k in a.kv_kinds}),
-        "kv_bytes_per_token": shown.kv_bytes_per_token,
+        "kv_bytes_per_token": shown.kv_bytes_per_token, "checked": catalog.model_facts(name)["checked"],
     }  # fmt: skip
 
 
@@ -95,12 +121,21 @@ def _row(name: str, shown: Inventory) -> dict[str, Any]:
 
 
 def _show(title: str, shown: Inventory) -> None:
+    from harness.predict.inventory import Part
+
     a = shown.architecture
     active = f", {a.active_parameters / 1e9:.2f} B of them for a token" if a.mixture else ""
     click.echo(f"{title} ({a.name}): {a.parameters:,} parameters{active}; weights {shown.quantization.name}\n")
-    table = _table("part", "of", "layers", "parameters", "MiB", "share")
-    for part in sorted(shown.parts, key=lambda p: -p.bytes):
+    table = _table("part", "of", "copies", "parameters", "MiB", "share")
+    parts = sorted(shown.parts, key=lambda p: -p.bytes)
+    small = [p for p in parts if p.bytes < SMALL_SHARE * shown.bytes]
+    if len(small) < 3:  # no need to fold them
+        small = []
+    for part in parts[: len(parts) - len(small)]:
         table.add_row(*_cells(part, shown.bytes))
+    if small:
+        parameters, bytes_ = sum(p.parameters for p in small), sum(p.bytes for p in small)
+        table.add_row(*_cells(Part(f"{len(small)} smaller", "", 0, parameters, bytes_), shown.bytes))
     table.add_row("all", "", "", f"{a.parameters:,}", f"{shown.bytes / 2**20:,.1f}", "100.0 %")
     _print(table)
     state = f"; a request's states take {shown.state_bytes:,}" if shown.state_bytes else ""
@@ -113,7 +148,7 @@ def _show(title: str, shown: Inventory) -> None:
 
 def _cells(part: Part, whole: int) -> tuple[str, ...]:
     share = f"{100 * part.bytes / whole:.1f} %"
-    return part.name, part.kind, str(part.copies), f"{part.parameters:,}", f"{part.bytes / 2**20:,.1f}", share
+    return part.name, part.kind, str(part.copies or ""), f"{part.parameters:,}", f"{part.bytes / 2**20:,.1f}", share
 
 
 def _table(first: str, *heads: str, left: str | None = None) -> Table:
@@ -132,4 +167,4 @@ def _table(first: str, *heads: str, left: str | None = None) -> Table:
 def _print(table: Table) -> None:
     from rich.console import Console
 
-    Console(width=140).print(table)
+    Console(width=160).print(table)

@@ -1,0 +1,63 @@
+"""The tensors of vision towers against those of vLLM's own classes (0.32, on the meta device), shape for shape."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from test_vision import CASES, EXPERTS, GEMMA4, IDS, LLAMA4, TEXT, config_of
+from vllm_oracle import Vllm, build, vllm_on_meta
+
+from harness.architecture import multimodal
+
+SCOUT = {
+    **TEXT, "model_type": "llama4_text", "intermediate_size_mlp": 160, "num_local_experts": 4, "num_experts_per_tok": 1,
+    "interleave_moe_layer_step": 1, "head_dim": 16, "attention_chunk_size": 64,
+}  # fmt: skip
+GEMMA = {**TEXT, "model_type": "gemma4_text", "head_dim": 16, "global_head_dim": 16, "hidden_size_per_layer_input": 0}
+TESTED = [c for c in CASES if c[2]] + [
+    ("Llama4ForConditionalGeneration", "llama4", SCOUT, LLAMA4, {}),
+    ("Gemma4ForConditionalGeneration", "gemma4", GEMMA, GEMMA4, {}),
+]
+
+
+@pytest.fixture(scope="module")
+def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm]:
+    mixture = {**TEXT, **EXPERTS, "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe"}
+    folder = tmp_path_factory.mktemp("model")
+    with vllm_on_meta(folder, {**mixture, "max_position_embeddings": 4096}) as ready:
+        yield ready
+
+
+def theirs(vllm: Vllm, config: dict[str, Any], tp: int, mode: str) -> Counter[tuple[int, ...]]:
+    """Shapes of all parameters outside the language model, on one of ``tp`` ranks."""
+    import torch
+    from vllm.distributed import parallel_state
+
+    with pytest.MonkeyPatch.context() as patched:
+        # vLLM moves Kimi's tower to its device; on the meta device there is nothing to move.
+        patched.setattr(torch.nn.Module, "to", lambda module, *_, **__: module)
+        patched.setattr(parallel_state.get_tp_group(), "world_size", tp)
+        model, _ = build(vllm, config, mm_encoder_tp_mode=mode)
+    return Counter(
+        tuple(p.shape) for n, p in model.named_parameters() if not n.startswith(("language_model.", "lm_head"))
+    )
+
+
+def ours(config: dict[str, Any], tp: int, mode: str) -> Counter[tuple[int, ...]]:
+    vision, parts = multimodal.tower(config, config["text_config"]["hidden_size"])
+    shapes: Counter[tuple[int, ...]] = Counter()
+    for part in parts:
+        if part.held and part.counted:
+            shapes[part.on_rank(vision.ranks(tp, mode) if part.place == "tower" else tp)] += part.times
+    return shapes
+
+
+@pytest.mark.parametrize(("tp", "mode"), [(1, "weights"), (2, "weights"), (2, "data")])
+@pytest.mark.parametrize("case", TESTED, ids=[*IDS[: len(TESTED) - 2], "Llama4", "Gemma4"])
+def test_a_tower_has_the_tensors_of_vllms_own_class(vllm: Vllm, case: Any, tp: int, mode: str):
+    config = config_of(case)
+    config["text_config"] = {**config["text_config"], "max_position_embeddings": 4096}
+    assert ours(config, tp, mode) == theirs(vllm, config, tp, mode)
