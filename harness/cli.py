@@ -13,6 +13,7 @@ import click
 from harness import __version__
 from harness.commands.capacity import capacity
 from harness.commands.check import check
+from harness.commands.doctor import doctor
 from harness.commands.evidence import evidence
 from harness.commands.gpus import gpus
 from harness.commands.models import models
@@ -44,7 +45,7 @@ def cli() -> None:
     """
 
 
-for command in (run, check, capacity, paging, report, models, gpus, evidence, schema):
+for command in (run, check, capacity, paging, report, models, gpus, doctor, evidence, schema):
     cli.add_command(command)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from harness.ledger import STATED, Account, LoadFigures, RungName, Term
+from harness.ledger import STATED, Account, LoadFigures, Phase, RungName, Term
 from harness.scenario import Expect, Slo
 
 
@@ -85,11 +86,14 @@ def compare(
 def _terms(predicted: Account, measured: Account | None) -> list[TermRow]:
     theirs = measured.ledger if measured else None
     keys = [(e.phase, e.term) for e in predicted.ledger]
-    if theirs:
-        keys += [(e.phase, e.term) for e in theirs if (e.phase, e.term) not in keys]
-    order = [*STATED, Term.KV_USED, Term.UNATTRIBUTED, Term.TOTAL]
-    phases = list(dict.fromkeys(phase for phase, _ in keys))
-    keys.sort(key=lambda k: (phases.index(k[0]), order.index(Term(k[1])) if k[1] in list(Term) else len(order)))
+    keys = list(dict.fromkeys([*keys, *((e.phase, e.term) for e in theirs or ())]))  # the fullest rank stands for all
+    order = [*STATED, Term.KV_USED, Term.OTHER_PROCESSES, Term.ALLOCATOR_SLACK, Term.UNATTRIBUTED, Term.TOTAL]
+    phases = [str(phase) for phase in Phase]
+
+    def place(names: Sequence[str], name: str) -> int:
+        return names.index(name) if name in names else len(names)
+
+    keys.sort(key=lambda k: (place(phases, k[0]), place(order, k[1])))
     rows = []
     for phase, term in keys:
         p = predicted.ledger.find(term, phase)
@@ -161,7 +165,7 @@ def check(expect: Expect, comparison: Comparison, slo: Slo | None = None) -> tup
     A measured verdict counts before a predicted one.
     """
     stated = expect.items()
-    cut = comparison.outcome in ("interrupted", "not_recorded")
+    cut = comparison.outcome in ("interrupted", "not_recorded", "device_lost", "disturbed")
     if not stated or cut or (comparison.mode == "rehearsal" and comparison.outcome != "completed"):
         return None, []
     failed = []

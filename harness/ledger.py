@@ -35,6 +35,7 @@ class Term(StrEnum):
     CUDA_GRAPHS = "cuda_graphs"
     KV_AVAILABLE = "kv_available"
     KV_USED = "kv_used"  # of kv_available, at the peak of the load; not added to a total
+    ALLOCATOR_SLACK = "allocator_slack"  # what PyTorch keeps reserved beside its tensors and the activation peak
     UNATTRIBUTED = "unattributed"
     TOTAL = "total"
 
@@ -48,10 +49,11 @@ ADDITIVE = (
     Term.CUDA_GRAPHS,
     Term.KV_AVAILABLE,
     Term.OTHER_PROCESSES,
+    Term.ALLOCATOR_SLACK,
     Term.UNATTRIBUTED,
 )
 # The terms that every account states (null where unknown).
-STATED = ADDITIVE[:-2]
+STATED = ADDITIVE[:-3]
 
 
 @dataclass(frozen=True)

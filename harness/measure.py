@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from harness import device_ledger
 from harness.engines import log
 from harness.ledger import (
     ADDITIVE,
@@ -32,8 +33,9 @@ _STAND_IN = "a stand-in model was served: bytes and the first three rungs come f
 _POOL = re.compile(
     r"KV cache size: (\d[\d,]{0,18}) tokens.*?Maximum concurrency for (\d[\d,]{0,18}) tokens per request: "
     r"(\d+(?:\.\d+)?)x",
-    re.ASCII,
+    re.ASCII | re.DOTALL,  # one line from 0.32 on, two before
 )
+_ON_POOL = re.compile("KV cache size|Maximum concurrency")
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|OutOfMemory|MemoryError|can't allocate memory|signal 9\b|exit code: -9\b", re.IGNORECASE
 )
@@ -44,16 +46,36 @@ def measure(record: RunRecord) -> Account | None:
     if record.mode == "analytic":
         return None
     kv = _pool(record)
-    load = _load(record)
-    ledger = Ledger(tuple(_ledger(record))) if record.mode == "measured" else Ledger()
+    load = _load(record, kv)
+    ledger = Ledger(tuple(_entries(record, kv, load))) if record.mode == "measured" else Ledger()
     return Account(
         ledger=ledger,
         kv=kv,
         rungs=tuple(_rungs(record, kv, load)),
         load=load,
         engine_says=tuple(log.quotable(record.log_lines)),
-        notes=(*record.problems, *_pace(record)),
+        notes=(*_gpu_notes(record), *record.problems, *_pace(record)),
     )
+
+
+def _entries(record: RunRecord, kv: KvPool, load: LoadFigures) -> Iterator[Entry]:
+    if record.on_gpus:
+        return device_ledger.entries(record, load.peak_blocks_used, kv.num_blocks)
+    return _ledger(record)
+
+
+def _gpu_notes(record: RunRecord) -> Iterator[str]:
+    """What has to be said of the GPUs before any figure is believed."""
+    yield from record.manifest.get("notes", ())
+    for gpu in record.gpus:
+        yield from (f"{stranger}." for stranger in gpu["strangers"])
+        if gpu["lost"]:
+            yield f"{gpu['name']} could not be read to the end: {gpu['lost']}."
+        yield from (f"{gpu['name']}: {what} not read: {why}." for what, why in gpu["missing"].items())
+    if record.attached:
+        yield "The server was there before us: its start, its scheduler's steps and its log are not ours to see."
+    elif record.on_gpus and not record.workers("idle") and str(Phase.IDLE) in record.marks:
+        yield "The worker probe did not answer: the terms come from the engine's log, as far as it states them."
 
 
 # -- the pool and the load --------------------------------------------------------------------------
@@ -61,14 +83,15 @@ def measure(record: RunRecord) -> Account | None:
 
 def _pool(record: RunRecord) -> KvPool:
     """The pool as the engine states it (log line) and as the worker holds it (probe)."""
-    said = next((m for line in record.log_lines if (m := _POOL.search(line))), None)
-    if not said:
-        return KvPool()
-    tokens, request, concurrency = int(said[1].replace(",", "")), int(said[2].replace(",", "")), float(said[3])
-    block = record.block_size
+    said = _POOL.search("\n".join(line for line in record.log_lines if _ON_POOL.search(line)))
+    block, told = record.block_size, record.probe.get("num_blocks") or record.cache_config.get("num_gpu_blocks")
+    tokens = request = concurrency = None
+    if said:
+        tokens, request, concurrency = int(said[1].replace(",", "")), int(said[2].replace(",", "")), float(said[3])
     # vLLM prints int(blocks / ceil(request / block) x request): not blocks x block where these don't divide.
-    blocks = -(-tokens * -(-request // block) // request) if block and request else None
-    held = record.probe.get("kv_bytes")
+    stated = -(-tokens * -(-request // block) // request) if block and request and tokens is not None else None
+    blocks = told or stated
+    held = device_ledger.pool_bytes(record)[0] if record.on_gpus else record.probe.get("kv_bytes")
     return KvPool(
         bytes_per_token=round(held / (blocks * block)) if held and blocks and block else None,
         bytes_per_block=round(held / blocks) if held and blocks else None,
@@ -79,7 +102,7 @@ def _pool(record: RunRecord) -> KvPool:
     )
 
 
-def _load(record: RunRecord) -> LoadFigures:
+def _load(record: RunRecord, kv: KvPool) -> LoadFigures:
     """Exact from the scheduler's own steps; else what /metrics showed at its samples."""
     steps = record.tables["steps"]
     if len(steps):
@@ -93,7 +116,9 @@ def _load(record: RunRecord) -> LoadFigures:
             **_latencies(record),
         )
     metrics = record.tables["metrics"]
+    share, usable = metrics["kv_cache_usage"].max() if len(metrics) else None, kv.usable_blocks
     return LoadFigures(
+        peak_blocks_used=round(share * usable) if share is not None and share == share and usable else None,
         peak_running=_most(metrics, "running"),
         peak_waiting=_most(metrics, "waiting"),
         preemptions=_most(metrics, "preemptions"),
@@ -178,10 +203,10 @@ def _ledger(record: RunRecord) -> Iterator[Entry]:
             phase, CPU, Term.TOTAL, total,
             source="PSS of all engine processes, " + ("median while idle" if phase is Phase.IDLE else "peak"),
         )  # fmt: skip
-    used = _load(record).peak_blocks_used
+    used = _load(record, _pool(record)).peak_blocks_used
     per_block = _pool(record).bytes_per_block
     if used is not None and per_block is not None:
-        yield Entry(Phase.LOAD, CPU, Term.KV_USED, used * per_block, source="peak blocks in use, scheduler probe")
+        yield Entry(Phase.LOAD, CPU, Term.KV_USED, used * per_block, source=record.blocks_source)
 
 
 def processes(record: RunRecord) -> pd.DataFrame:
@@ -261,7 +286,7 @@ def _rungs(record: RunRecord, kv: KvPool, load: LoadFigures) -> Iterator[Rung]:
             yield Rung(name, None, reason=_STAND_IN)
     else:
         reason = str(record.manifest.get("reason", ""))
-        reached = (str(Phase.WEIGHTS_LOADED) in record.marks, kv.num_blocks is not None or started, started)
+        reached = (str(Phase.WEIGHTS_LOADED) in record.marks or started, kv.num_blocks is not None or started, started)
         for name, holds in zip((RungName.LOADS, RungName.ADMITS, RungName.STARTS), reached, strict=True):
             if holds or record.outcome in ("refused_at_start", "hung_at_start"):
                 yield Rung(name, holds, reason="" if holds else reason)

@@ -8,13 +8,20 @@ import tempfile
 from dataclasses import MISSING, dataclass, fields
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
-from harness.engines import pretrained, standin, vllm
+from harness.architecture import from_config
+from harness.catalog import WeightFormat
+from harness.devices import match, nvml
+from harness.engines import arguments, dummy, pretrained, standin, vllm
+from harness.engines.attached import Attached
 from harness.errors import MachineError
 from harness.ledger import Account, KvPool
-from harness.predict import limits
+from harness.predict import limits, settings
+from harness.predict.quantization import config_quantization
+from harness.predict.settings import device_gpu
 from harness.predict.simulated import simulated, step_time_of
-from harness.scenario import Scenario
+from harness.scenario import Scenario, longest_request
 from harness.simulate import TIMELESS, Limits, StepTime
 from harness.simulate.tables import described
 
@@ -25,6 +32,9 @@ class Mode(StrEnum):
     ANALYTIC = "analytic"
     REHEARSAL = "rehearsal"
     MEASURED = "measured"
+
+
+Arguments = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,9 @@ class Session:
     real_text: bool
     engine: vllm.Installed
     pace: StepTime | None = None  # what the steps of a rehearsal are held to
+    gpus: tuple[nvml.Gpu, ...] = ()  # to be sampled; none where the device is this computer
+    notes: tuple[str, ...] = ()
+    server: Attached | None = None  # one that runs already, in place of the plan's
 
     def close(self) -> None:
         """Remove what was written for this session alone."""
@@ -50,13 +63,19 @@ class Session:
 
 def choose(scenario: Scenario, prediction: Account) -> tuple[Mode, str]:
     """The most real mode that this machine can do, and the reason in words."""
-    wanted = Mode.MEASURED if scenario.on_cpu else Mode.REHEARSAL
-    why = obstacle(wanted, scenario, prediction)
+    unmeasured = obstacle(Mode.MEASURED, scenario, prediction)
+    if unmeasured is None:
+        if scenario.on_cpu:
+            return Mode.MEASURED, "the scenario's device is this computer"
+        gpus, _ = _here(scenario)
+        return Mode.MEASURED, f"the scenario's device is here: {_names(gpus)}"
+    if scenario.on_cpu:
+        return Mode.ANALYTIC, unmeasured
+    why = obstacle(Mode.REHEARSAL, scenario, prediction)
     if why:
-        return Mode.ANALYTIC, why
-    if wanted is Mode.MEASURED:
-        return wanted, "the scenario's device is this computer"
-    return wanted, "the scenario's GPU is not measured here: real vLLM on this CPU, stand-in model, as many KV tokens"
+        return Mode.ANALYTIC, why if not _gpu_here() else f"{unmeasured}; {why}"
+    here = unmeasured if _gpu_here() else "the scenario's GPU is not measured here"
+    return Mode.REHEARSAL, f"{here}: real vLLM on this CPU, stand-in model, as many KV tokens"
 
 
 def obstacle(mode: Mode, scenario: Scenario, prediction: Account) -> str | None:
@@ -65,23 +84,56 @@ def obstacle(mode: Mode, scenario: Scenario, prediction: Account) -> str | None:
         return None
     if scenario.load is None:
         return "the scenario has no load"
-    if mode is Mode.MEASURED and not scenario.on_cpu:
-        return "measuring on a GPU is not in this version; --rehearse measures the load's paging on this CPU"
-    if mode is Mode.REHEARSAL and scenario.on_cpu:
-        return "the scenario's device is this computer: it is measured, not rehearsed (--measure)"
-    admits = prediction.rung("ADMITS")
-    if mode is Mode.REHEARSAL and (admits is None or not admits.holds):
-        return "no KV pool is granted, so there is nothing to rehearse: the prediction is the result"
-    holds = prediction.rung("HOLDS")
-    if mode is Mode.REHEARSAL and holds is not None and holds.holds is None:
-        return f"HOLDS is {holds.reason}, and so has the stand-in model"
-    if mode is Mode.REHEARSAL and (tables := limits_of(scenario, prediction.kv).tables):
-        return f"this model has {described(tables)}, the stand-in one of full attention"
     try:
-        vllm.require_cpu_build()
+        if mode is Mode.MEASURED and scenario.gpu is not None:
+            _here(scenario)
+            if scenario.engine.entrypoint != "server":
+                return "engine.entrypoint: what is measured is a server"
+            _weights_source(scenario)
+            vllm.require_gpu_build()
+            return None
+        return _not_rehearsed(scenario, prediction) if mode is Mode.REHEARSAL else _no_cpu_build()
     except MachineError as error:
         return str(error)
+
+
+def _not_rehearsed(scenario: Scenario, prediction: Account) -> str | None:
+    if scenario.on_cpu:
+        return "the scenario's device is this computer: it is measured, not rehearsed (--measure)"
+    admits = prediction.rung("ADMITS")
+    if admits is None or not admits.holds:
+        return "no KV pool is granted, so there is nothing to rehearse: the prediction is the result"
+    holds = prediction.rung("HOLDS")
+    if holds is not None and holds.holds is None:
+        return f"HOLDS is {holds.reason}, and so has the stand-in model"
+    if tables := limits_of(scenario, prediction.kv).tables:
+        return f"this model has {described(tables)}, the stand-in one of full attention"
+    return _no_cpu_build()
+
+
+def _no_cpu_build() -> str | None:
+    vllm.require_cpu_build()
     return None
+
+
+def _here(scenario: Scenario) -> tuple[tuple[nvml.Gpu, ...], list[str]]:
+    """This node's GPUs that the scenario means. Raises MachineError."""
+    meant = device_gpu(scenario)
+    assert meant is not None
+    return match.choose(meant, scenario.count, nvml.here())
+
+
+def _gpu_here() -> bool:
+    try:
+        return bool(nvml.here())
+    except MachineError:
+        return False
+
+
+def _names(gpus: tuple[nvml.Gpu, ...]) -> str:
+    names = [gpu.name for gpu in gpus]
+    each = (f"{names.count(n)} x {n}" if names.count(n) > 1 else n for n in dict.fromkeys(names))
+    return ", ".join(each)
 
 
 def prepare(mode: Mode, scenario: Scenario, prediction: Account) -> Session:
@@ -89,8 +141,9 @@ def prepare(mode: Mode, scenario: Scenario, prediction: Account) -> Session:
     why = obstacle(mode, scenario, prediction)
     if why:
         raise MachineError(f"--{'rehearse' if mode is Mode.REHEARSAL else 'measure'}: {why}")
-    engine = vllm.require_cpu_build()
-    make = _rehearsal if mode is Mode.REHEARSAL else _measured
+    on_gpu = mode is Mode.MEASURED and not scenario.on_cpu
+    engine = vllm.require_gpu_build() if on_gpu else vllm.require_cpu_build()
+    make = _rehearsal if mode is Mode.REHEARSAL else _on_gpu if on_gpu else _measured
     scratch = None
     try:
         scratch = Path(tempfile.mkdtemp(prefix="loadfit-"))
@@ -112,7 +165,7 @@ def limits_of(scenario: Scenario, kv: KvPool) -> Limits:
 _NOT_ARGUMENTS = ("num_blocks", "tables", "speculation")
 
 
-def _scheduler_arguments(bounds: Limits) -> dict[str, str | int | float | bool]:
+def _scheduler_arguments(bounds: Limits) -> Arguments:
     """All limits but the pool, which is given in its own way, and the options that are at vLLM's default."""
     arguments = {
         f.name: getattr(bounds, f.name)
@@ -144,7 +197,7 @@ def _rehearsal(scenario: Scenario, prediction: Account, engine: vllm.Installed, 
         load=simulated(scenario, prediction.kv, own, pace or TIMELESS).figures,
         notes=double.notes,
     )
-    arguments: dict[str, str | int | float | bool] = {
+    given: Arguments = {
         **_scheduler_arguments(own),
         "load_format": "dummy",
         "skip_tokenizer_init": True,
@@ -159,39 +212,42 @@ def _rehearsal(scenario: Scenario, prediction: Account, engine: vllm.Installed, 
         environment[vllm.PACE] = str(file)
     else:
         # Time means nothing here: a token by itself for each event would keep the server from taking requests.
-        arguments["stream_interval"] = 128
-    plan = vllm.ServerPlan(model, scratch, arguments, environment=environment)
+        given["stream_interval"] = 128
+    plan = vllm.ServerPlan(model, scratch, given, environment=environment)
     return Session(Mode.REHEARSAL, plan, expected, standin.VOCAB_SIZE, False, engine, pace)
 
 
 def _measured(scenario: Scenario, prediction: Account, engine: vllm.Installed, scratch: Path) -> Session:
     config = scenario.config()
-    folder = _weights_folder(scenario, scratch)
-    dummy = folder is None
+    folder = _weights_folder(scenario)
+    made_up = folder is None
     if folder is None:
         folder = scratch / "model"
-        folder.mkdir()
-        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    arguments: dict[str, str | int | float | bool] = {
+        dummy.write(config, folder)
+    given: Arguments = {
         **_scheduler_arguments(limits_of(scenario, prediction.kv)),
         "enforce_eager": scenario.engine.enforce_eager,
         "dtype": scenario.engine.dtype,
         "kv_cache_dtype": scenario.engine.kv_cache_dtype,
+        **_stated(scenario, ("kv_cache_memory_bytes", "num_gpu_blocks_override", "gpu_memory_utilization")),
+        **scenario.engine.arguments,
     }
-    for name in ("kv_cache_memory_bytes", "num_gpu_blocks_override", "gpu_memory_utilization"):
-        value = getattr(scenario.engine, name)
-        if value is not None:
-            arguments[name] = value
-    if dummy:
-        arguments |= {"load_format": "dummy", "skip_tokenizer_init": True}
+    if made_up:
+        given |= {"load_format": "dummy", "skip_tokenizer_init": True}
     plan = vllm.ServerPlan(
-        folder, scratch, arguments, environment={"HF_HUB_OFFLINE": "1"},
+        folder, scratch, given, environment={"HF_HUB_OFFLINE": "1"},
         trust_remote_code=scenario.engine.trust_remote_code,
     )  # fmt: skip
-    return Session(Mode.MEASURED, plan, prediction, int(config["vocab_size"]), not dummy, engine)
+    return Session(Mode.MEASURED, plan, prediction, int(config["vocab_size"]), not made_up, engine)
 
 
-def _weights_folder(scenario: Scenario, scratch: Path) -> Path | None:
+def _stated(scenario: Scenario, names: tuple[str, ...]) -> Arguments:
+    """The keys among ``names`` that the scenario gives."""
+    values = ((name, getattr(scenario.engine, name)) for name in names)
+    return {name: value for name, value in values if value is not None}
+
+
+def _weights_folder(scenario: Scenario) -> Path | None:
     """The folder of real weights, or None where random ones are to be made up."""
     if scenario.weights.load == "dummy":
         return None
@@ -203,3 +259,127 @@ def _weights_folder(scenario: Scenario, scratch: Path) -> Path | None:
         f"the weights of {scenario.model_name} are not on this computer: name a local folder, "
         f"{pretrained.NAME}, or say weights: {{load: dummy}}"
     )
+
+
+# -- on GPUs -----------------------------------------------------------------------------------------------
+
+
+def _on_gpu(scenario: Scenario, prediction: Account, engine: vllm.Installed, scratch: Path) -> Session:
+    """The scenario's own engine on this node's GPUs. What the scenario leaves open is given as it was predicted, but
+    for the block size, which some attention backends choose themselves."""
+    gpus, notes = _here(scenario)
+    resolved = settings(scenario)
+    bounds = limits_of(scenario, prediction.kv)
+    given = {**_scheduler_arguments(bounds), "async_scheduling": bounds.async_scheduling}
+    given |= vllm.probe_arguments(asynchronous=bounds.async_scheduling)
+    del given["block_size"]
+    given |= {
+        "dtype": resolved.dtype,
+        "gpu_memory_utilization": resolved.gpu_memory_utilization,
+        "tensor_parallel_size": resolved.tensor_parallel_size,
+        "pipeline_parallel_size": resolved.pipeline_parallel_size,
+    }
+    given |= {name: value for name, value in _changed(scenario).items() if name not in given}
+    model, made_up = _weights_source(scenario), scenario.weights.load == "dummy"
+    if made_up:
+        model = scratch / "model"
+        dummy.write(dummy.config(scenario.config(), _stored(scenario), resolved.weight_format), model)
+        given |= {"load_format": "dummy", "skip_tokenizer_init": True}
+    given, left_out = _understood(given, scenario, engine)
+    plan = vllm.ServerPlan(
+        model, scratch, given, trust_remote_code=scenario.engine.trust_remote_code,
+        # NVML's order, so that an index means one GPU to all; and no other GPU than those that are sampled.
+        environment={
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+            "CUDA_VISIBLE_DEVICES": ",".join(gpu.visible_as for gpu in gpus),
+            **({"HF_HUB_OFFLINE": "1"} if made_up else {}),
+        },
+    )  # fmt: skip
+    vocabulary = int(scenario.config()["vocab_size"])
+    return Session(
+        Mode.MEASURED, plan, prediction, vocabulary, not made_up, engine, gpus=gpus, notes=(*notes, *left_out)
+    )  # fmt: skip
+
+
+_NOT_FLAGS = {"vllm", "entrypoint", "arguments", "trust_remote_code"}  # said otherwise
+
+
+def _changed(scenario: Scenario) -> Arguments:
+    """The keys of the scenario's engine that are not at their default."""
+    return scenario.engine.model_dump(exclude_defaults=True, exclude=_NOT_FLAGS)
+
+
+def _understood(given: Arguments, scenario: Scenario, engine: vllm.Installed) -> tuple[Arguments, list[str]]:
+    """``given`` and the scenario's further arguments, as far as the installed vLLM's parser knows them, and a note on
+    what of our own it doesn't. Raises MachineError where that is one that the scenario states."""
+    known = arguments.known() if engine.version else None
+    asked = scenario.engine.arguments
+    if known is None:
+        return {**given, **asked}, []
+    strange = [name for name in (*given, *asked) if name not in known]
+    of_scenario = [n for n in strange if n in asked or n in scenario.engine.model_fields_set]
+    if of_scenario:
+        key = f"engine.{of_scenario[0]}" if of_scenario[0] not in asked else f"engine.arguments.{of_scenario[0]}"
+        raise MachineError(f"{key}: vLLM {engine.version} here has no --{of_scenario[0].replace('_', '-')}")
+    notes = [f"vLLM {engine.version} has no --{name.replace('_', '-')}: left out." for name in strange]
+    return {k: v for k, v in {**given, **asked}.items() if k in known}, notes
+
+
+def _stored(scenario: Scenario) -> WeightFormat:
+    """The format that the model's own config states."""
+    config = scenario.config()
+    return config_quantization(config, from_config(config)).main
+
+
+def _weights_source(scenario: Scenario) -> Path | str:
+    """Where the weights come from: a folder, or the hub by name. Raises MachineError where these aren't the
+    scenario's."""
+    if scenario.weights.load == "dummy":
+        return ""
+    if not isinstance(scenario.model, str):
+        raise MachineError("an inline config has no weights: say weights: {load: dummy}")
+    stored, wanted = _stored(scenario), settings(scenario).weight_format
+    if stored != wanted:
+        raise MachineError(
+            f"the weights of {scenario.model_name} are {stored.name}, the scenario's are {wanted.name}: name the "
+            "repository or folder that holds those, or say weights: {load: dummy} (random ones take the same memory)"
+        )
+    return scenario.model_folder or scenario.model
+
+
+# -- a server that already runs ----------------------------------------------------------------------------
+
+
+def attach(scenario: Scenario, prediction: Account, server: Attached) -> Session:
+    """A measured run on ``server``. Its GPUs are read where it runs on this computer and they are the scenario's.
+
+    Raises MachineError where it can't take the scenario's load.
+    """
+    if scenario.load is None:
+        raise MachineError("--attach: the scenario has no load")
+    longest = longest_request(scenario.load)
+    if server.max_model_len is not None and longest > server.max_model_len:
+        raise MachineError(
+            f"--attach: the load reaches {longest:,} tokens a request, the server's max_model_len is "
+            f"{server.max_model_len:,}"
+        )
+    gpus, notes = _gpus_of(scenario, server)
+    if server.name.rpartition("/")[2].lower() != scenario.model_name.rpartition("/")[2].lower():
+        notes.append(f"The server calls its model {server.name}, the scenario {scenario.model_name}.")
+    plan = vllm.ServerPlan(server.name, Path(tempfile.mkdtemp(prefix="loadfit-")), {})
+    engine = vllm.Installed("vLLM, attached", server.version)
+    vocabulary = int(scenario.config()["vocab_size"])
+    return Session(
+        Mode.MEASURED, plan, prediction, vocabulary, False, engine, gpus=gpus, notes=tuple(notes), server=server
+    )  # fmt: skip
+
+
+def _gpus_of(scenario: Scenario, server: Attached) -> tuple[tuple[nvml.Gpu, ...], list[str]]:
+    if scenario.gpu is None:
+        return (), []
+    if not server.local:
+        return (), ["The attached server runs on another computer: its GPUs' memory was not read."]
+    try:
+        return _here(scenario)
+    except MachineError as error:
+        return (), [f"The GPUs' memory was not read: {error}."]

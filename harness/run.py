@@ -16,12 +16,21 @@ from typing import TYPE_CHECKING, Any
 from harness import __version__, prompts, store
 from harness.devices import procfs
 from harness.engines import log, vllm
+from harness.engines.attached import Attached
 from harness.errors import EngineError, RecordError
+from harness.gpu_watch import BASELINE_S, GpuWatch
 from harness.interrupts import Interrupts
 from harness.ledger import Account, Phase
 from harness.modes import Session
 from harness.predict.simulated import simulated
-from harness.sampler import MEMORY_INTERVAL_S, MemorySampler, sample_metrics
+from harness.sampler import (
+    DEVICE_INTERVAL_S,
+    HOST_INTERVAL_S,
+    MEMORY_INTERVAL_S,
+    MemorySampler,
+    read_cache_config,
+    sample_metrics,
+)
 from harness.scenario import Scenario
 from harness.simulate.latency import Distribution
 
@@ -33,10 +42,14 @@ GONE_TIMEOUT_S = 15.0  # vLLM's server looks after its engine every 5 s
 SETTLE_S = 1.0  # of quiet before and after the load
 
 # How a run can end. What is not "completed" is read from the folder like any other.
-COMPLETED, REFUSED, HUNG, DIED, TIMED_OUT, SILENT, FAILED, INTERRUPTED, UNRECORDED = (
+COMPLETED, REFUSED, HUNG, DIED, TIMED_OUT, SILENT, FAILED, INTERRUPTED, UNRECORDED, LOST, DISTURBED = (
     "completed", "refused_at_start", "hung_at_start", "died_under_load", "load_timed_out", "no_answers",
-    "requests_failed", "interrupted", "not_recorded",
+    "requests_failed", "interrupted", "not_recorded", "device_lost", "disturbed",
 )  # fmt: skip
+
+
+class _EndedError(Exception):
+    """The run can't go on for a reason that is not the engine's: (outcome, reason)."""
 
 
 @dataclass
@@ -76,19 +89,38 @@ def execute(
     why: str = "",
     port: int | None = None,
     start_timeout_s: float = START_TIMEOUT_S,
+    interval_s: float = DEVICE_INTERVAL_S,
+    isolation: str = "warn",
     progress: Progress | None = None,
 ) -> store.RunFolder:
     """Run ``scenario`` as ``session`` says; the folder, whatever became of the run, still to be finished.
 
-    The manifest's ``outcome`` and ``reason`` tell how it ended. Raises RecordError only where not even
-    the folder could be begun, MachineError where the port is taken.
+    ``interval_s``: between two readings of the GPUs; ``isolation``: "fail" or "warn" where others are on them.
+
+    The manifest's ``outcome`` and ``reason`` tell how it ended. Raises RecordError only where not even the folder
+    could be begun, MachineError where the port is taken or the GPUs are.
     """
     port = vllm.free_port(port)
+    attached = session.server is not None
+    gpus = GpuWatch(session.gpus, isolation, attached=attached) if session.gpus else None
+    try:
+        return _execute(scenario, prediction, session, out, why, port, start_timeout_s, interval_s, gpus, progress)
+    finally:
+        if gpus:
+            gpus.end()
+
+
+def _execute(
+    scenario: Scenario, prediction: Account, session: Session, out: Path, why: str, port: int, start_timeout_s: float,
+    interval_s: float, gpus: GpuWatch | None, progress: Progress | None,
+) -> store.RunFolder:  # fmt: skip
     with Interrupts() as interrupts:
         folder = _begin(out, scenario, prediction, session.expected, session.mode, why)
-        run = _Run(scenario, session, folder, port, start_timeout_s, progress or Progress())
+        run = _Run(scenario, session, folder, port, start_timeout_s, interval_s, gpus, progress or Progress())
         try:
             outcome, reason = interrupts.run(run.all()) or (INTERRUPTED, "")
+        except _EndedError as ended:
+            outcome, reason = ended.args
         except RecordError as error:  # the disk is full: say so, keep what there is
             outcome, reason = UNRECORDED, str(error)
         finally:
@@ -129,6 +161,7 @@ def _begin(
             began_unix_s=int(time.time()),
             seed=scenario.load.seed if scenario.load else None,
             host=procfs.host() if mode != "analytic" else None,
+            device="cpu" if scenario.on_cpu or mode != "measured" else "gpu",
             marks={},
             outcome=outcome,
         )
@@ -141,17 +174,19 @@ def _begin(
 class _Run:
     def __init__(
         self, scenario: Scenario, session: Session, folder: store.RunFolder, port: int, start_timeout_s: float,
-        progress: Progress,
+        interval_s: float, gpus: GpuWatch | None, progress: Progress,
     ) -> None:  # fmt: skip
         assert scenario.load is not None
         self.load = scenario.load
         self.session, self.folder, self.progress = session, folder, progress
-        self.start_timeout_s = start_timeout_s
-        self.server = vllm.Server(
+        self.start_timeout_s, self.interval_s, self.gpus = start_timeout_s, interval_s, gpus
+        self.attached = session.server is not None
+        self.server: vllm.Server | Attached = session.server or vllm.Server(
             session.plan, folder.file(store.ENGINE_LOG), folder.file(store.STEPS), port
         )
         self.marks: dict[str, int] = {}
-        self.probe: dict[str, Any] | None = None
+        self.workers: dict[str, list[dict[str, Any]]] = {}
+        self.cache_config: dict[str, int] = {}
         self.memory: MemorySampler | None = None
         self.tables: list[store.TableWriter] = []
         self.tail = vllm.LogTail(folder.file(store.ENGINE_LOG))
@@ -162,11 +197,16 @@ class _Run:
 
     def mark(self, phase: str) -> None:
         self.marks.setdefault(str(phase), time.monotonic_ns())
+        if self.gpus and phase != Phase.START:
+            self.gpus.look(phase, self._ours())
         self.folder.save_manifest(**self.facts())
+
+    def _ours(self) -> set[int]:
+        """The engine's processes."""
+        return {p.pid for p in procfs.engine_processes(self.server.guard_pid)} if self.server.started else set()
 
     def facts(self) -> dict[str, Any]:
         """What the manifest says of the engine and of the sampling."""
-        sampler = self.memory
         return {
             "marks": self.marks,
             "engine": {
@@ -175,18 +215,16 @@ class _Run:
                 "arguments": self.session.plan.arguments,
                 "trust_remote_code": self.session.plan.trust_remote_code,
                 "exit_code": self.server.exit_code,
+                **({"attached": self.server.url} if self.attached else {}),
             },
-            "probe": self.probe,
+            "workers": self.workers,
+            "cache_config": self.cache_config,
             "answers": self.answers,
             "paced": self.session.pace is not None,
             "itl_s": self.gaps and {name: value / 1e9 for name, value in self.gaps.told().items() if value is not None},
-            "sampling": sampler
-            and {
-                "interval_s": MEMORY_INTERVAL_S,
-                "sweeps": sampler.sweeps,
-                "longest_gap_s": round(sampler.longest_gap_s, 4),
-                "cpu_s": round(sampler.cpu_s, 3),
-            },
+            "notes": list(self.session.notes),
+            "sampling": self.memory and self.memory.facts(),
+            **(self.gpus.facts() if self.gpus else {}),
         }
 
     def table(self, name: str, flush_s: float = 1.0) -> store.TableWriter:
@@ -199,6 +237,8 @@ class _Run:
         self.progress.at("stopping the engine")
         with contextlib.suppress(RecordError):
             self.mark(Phase.STOP)
+        if self.gpus:
+            self.gpus.read_accounting(self._ours())
         self.server.stop()
         if self.memory:
             self.memory.end()
@@ -214,27 +254,46 @@ class _Run:
         from harness.client import Client  # aiohttp is loaded only where an engine is talked to
 
         requests_table = self.table("requests", 0.0)
-        self.mark(Phase.START)
-        self.server.start()
-        self.memory = MemorySampler(self.server.guard_pid, self.table("memory"))
-        self.memory.start()
-        async with Client(self.server.url, self.server.key, vllm.SERVED_NAME, self.load.logprobs) as client:
+        await self._start()
+        name = self.session.server.name if self.session.server else vllm.SERVED_NAME
+        async with Client(self.server.url, self.server.key, name, self.load.logprobs) as client:
             started = await self._wait_healthy(client)
             if started is not None:
                 return started
-            self.probe = await self._ask_probe(client)
+            await self._ask_workers(client, Phase.IDLE)
+            await self._ask_pool(client)
             self.mark(Phase.IDLE)
             self.progress.at("idle")
             polling = asyncio.create_task(sample_metrics(client, self.table("metrics"), self.progress.live))
             try:
                 await asyncio.sleep(SETTLE_S)
+                if not self.attached:
+                    await client.post("/collective_rpc", {"method": "loadfit_reset_peaks"})
                 ended = await self._under_load(client, requests_table)
+                if self.server.exit_code is None:
+                    await self._ask_workers(client, Phase.LOAD)
                 await asyncio.sleep(SETTLE_S)
+                self._check_instruments()
                 return ended
             finally:
                 polling.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await polling
+
+    async def _start(self) -> None:
+        """The samplers and the engine; an attached one leaves no quiet baseline to read, and no process of ours."""
+        if self.attached:
+            self.mark(Phase.START)
+        if self.gpus:
+            self.progress.at("reading the GPUs" if self.attached else "reading the quiet GPUs")
+            self.gpus.sample(self.table("devices"), self.interval_s)
+            await asyncio.sleep(BASELINE_S)
+        self.mark(Phase.START)
+        self.server.start()
+        if self.server.started:
+            host_interval_s = HOST_INTERVAL_S if self.gpus else MEMORY_INTERVAL_S
+            self.memory = MemorySampler(self.server.guard_pid, self.table("memory"), host_interval_s)
+            self.memory.start()
 
     async def _wait_healthy(self, client: Client) -> tuple[str, str] | None:
         """None once the server answers; else how it failed."""
@@ -242,7 +301,7 @@ class _Run:
         self.progress.at("engine starts")
         while time.monotonic() < deadline:
             self._read_log()
-            self._check_recording()
+            self._check_instruments()
             if self.server.exit_code is not None:
                 return REFUSED, self.server.why()
             if await client.healthy() and await client.knows_us():
@@ -262,14 +321,29 @@ class _Run:
             if stage:
                 self.progress.at(stage)
 
-    def _check_recording(self) -> None:
-        if self.memory and self.memory.fault:
-            raise self.memory.fault
+    def _check_instruments(self) -> None:
+        """Raises where the run can't go on: the disk is full, a GPU is lost, or somebody else is on it."""
+        for sampler in (self.memory, self.gpus.sampler if self.gpus else None):
+            if sampler and sampler.fault:
+                raise sampler.fault
+        if self.gpus and self.gpus.lost and self.server.exit_code is None:
+            raise _EndedError(LOST, self.gpus.lost)
+        if self.gpus and self.gpus.disturbed:
+            raise _EndedError(DISTURBED, f"--isolation fail: {self.gpus.disturbed}")
 
-    async def _ask_probe(self, client: Client) -> dict[str, Any] | None:
+    async def _ask_workers(self, client: Client, phase: str) -> None:
+        """What each worker holds now; nothing where the probe is not there or does not answer."""
+        if self.attached:
+            return
         answer = await client.post("/collective_rpc", {"method": "loadfit_memory"})
         results = (answer or {}).get("results")
-        return results[0] if isinstance(results, list) and results and isinstance(results[0], dict) else None
+        if isinstance(results, list):
+            self.workers[str(phase)] = [r for r in results if isinstance(r, dict)]
+
+    async def _ask_pool(self, client: Client) -> None:
+        """What /metrics tells of the pool."""
+        text = await client.metrics()
+        self.cache_config = read_cache_config(text.splitlines()) if text else {}
 
     async def _under_load(self, client: Client, table: store.TableWriter) -> tuple[str, str]:
         from harness.client import drive
@@ -285,7 +359,7 @@ class _Run:
             gone = await self._gone(client)
             return (DIED, gone) if gone else (SILENT, str(error))
         # The first requests of users are to start together: they queue while the scheduler is paused.
-        paused = not load.open and await client.post("/pause?mode=keep") is not None
+        paused = not (load.open or self.attached) and await client.post("/pause?mode=keep") is not None
 
         async def start_together() -> None:
             if paused:
@@ -316,7 +390,7 @@ class _Run:
         deadline = time.monotonic() + self.load.timeout_s
         while not driving.done():
             await asyncio.wait({driving}, timeout=0.25)
-            self._check_recording()
+            self._check_instruments()
             self.progress.on_change(self.progress)
             if self.server.exit_code is not None:
                 return DIED, self.server.why()

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from harness.engines.log import printable, read_lines
 from harness.errors import EXIT_MACHINE, RecordError, nearest
@@ -46,6 +47,10 @@ LOADING = "loading"  # a mark beside the phases: the worker begins to load the w
 # table -> its columns; steps.csv is written by the scheduler probe inside the engine.
 COLUMNS: dict[str, tuple[str, ...]] = {
     "memory": ("time_ns", "pid", "process", "rss_bytes", "pss_bytes"),
+    "devices": (
+        "time_ns", "uuid", "total_bytes", "reserved_bytes", "used_bytes", "free_bytes", "memory_version", "gpu_percent",
+        "memory_percent", "power_mw", "temperature_c", "throttle_reasons", "ecc_uncorrected", "xid",
+    ),
     "metrics": ("time_ns", "kv_cache_usage", "running", "waiting", "preemptions", "generation_tokens"),
     "requests": (
         "index", "prompt_tokens", "output_tokens", "tokens_out", "sent_ns", "first_ns", "end_ns",
@@ -226,15 +231,51 @@ class RunRecord:
 
     @property
     def probe(self) -> dict[str, int]:
-        """What the worker told of its memory, in bytes; a figure that it could not read is not there."""
-        return {k: v for k, v in self.manifest.get("probe", {}).items() if v is not None}
+        """What the first worker told of its memory when idle; a figure that it could not read is not there."""
+        first = next(iter(self.workers("idle")), {})
+        return {k: v for k, v in (self.manifest.get("probe") or first).items() if type(v) is int}
+
+    @property
+    def on_gpus(self) -> bool:
+        """Whether the run's devices are GPUs, read through NVML or not."""
+        return bool(self.gpus) or self.manifest.get("device") == "gpu"
+
+    @property
+    def attached(self) -> bool:
+        """Whether the engine was there before the run."""
+        return bool(self.manifest.get("engine", {}).get("attached"))
+
+    @property
+    def blocks_source(self) -> str:
+        """Who told of the blocks in use."""
+        told = len(self.tables["steps"]) > 0
+        return f"peak blocks in use, {'scheduler probe' if told else 'samples of /metrics'}"
+
+    def workers(self, phase: str) -> list[dict[str, Any]]:
+        """What each worker told at the mark ``phase``: figures in bytes, and its GPU's uuid and name."""
+        return list(self.manifest.get("workers", {}).get(phase, ()))
+
+    @property
+    def gpus(self) -> list[dict[str, Any]]:
+        """The GPUs that were sampled, in the order of the engine's devices; none where this computer was the device."""
+        return list(self.manifest.get("gpus", ()))
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the engine was given."""
+        given = self.manifest.get("engine", {}).get("arguments")
+        return given if isinstance(given, dict) else {}
 
     @property
     def block_size(self) -> int | None:
-        """The block size that the engine was given, in tokens."""
-        arguments = self.manifest.get("engine", {}).get("arguments")
-        size = arguments.get("block_size") if isinstance(arguments, dict) else None
-        return size if type(size) is int and size > 0 else None
+        """The block size that the engine was given, or chose, in tokens."""
+        sizes = (self.arguments.get("block_size"), self.probe.get("block_size"), self.cache_config.get("block_size"))
+        return next((s for s in sizes if type(s) is int and s > 0), None)
+
+    @property
+    def cache_config(self) -> dict[str, int]:
+        """What /metrics told of the pool when idle: num_gpu_blocks, block_size."""
+        return dict(self.manifest.get("cache_config", {}))
 
 
 def read(path: str | Path) -> RunRecord:
@@ -254,7 +295,9 @@ def read(path: str | Path) -> RunRecord:
     rehearsal = _read_account(folder / REHEARSAL, []) if (folder / REHEARSAL).exists() else None
     # An analytic run has no tables; pandas stays out of its path.
     ran = manifest.get("mode") != "analytic"
-    tables = {name: _read_table(folder / f"{name}.csv", name, problems) for name in COLUMNS} if ran else {}
+    own = not manifest.get("engine", {}).get("attached")  # an attached engine writes no steps for us
+    names = COLUMNS if ran else ()
+    tables = {name: _read_table(folder / f"{name}.csv", name, problems, expected=own) for name in names}
     return RunRecord(
         path=folder,
         manifest=manifest,
@@ -300,14 +343,37 @@ def _printable(value: Any) -> Any:
     return printable(value) if isinstance(value, str) else value
 
 
+class GpuRow(TypedDict):
+    """A GPU in the manifest."""
+
+    uuid: str
+    name: str
+    total_bytes: int | None
+    memory_version: str | None
+    mig: int
+    missing: dict[str, str | None]
+    processes: dict[str, list[dict[str, int | None]]]
+    strangers: list[str]
+    accounting_peak_bytes: int | None
+    lost: str | None
+
+
 # What the manifest holds beside texts: its shape, and the keys that go together.
 _SHAPES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "marks": (dict[str, int], ()),
     "engine": (dict[str, dict[str, Any] | str | int | bool | None], ()),
     "probe": (dict[str, int | None], ()),
+    "workers": (dict[str, list[dict[str, int | str | None]]], ()),
+    "cache_config": (dict[str, int], ()),
     "answers": (dict[str, int], ()),
     "itl_s": (dict[str, float], ()),
+    "notes": (list[str], ()),
     "sampling": (dict[str, int | float], ("interval_s", "sweeps", "longest_gap_s", "cpu_s")),
+    "device_sampling": (
+        dict[str, int | float],
+        ("interval_s", "sweeps", "longest_gap_s", "cpu_s", "wall_s", "discrepancy_bytes"),
+    ),
+    "gpus": (list[GpuRow], ()),
 }
 
 
@@ -350,17 +416,17 @@ def _read_frames(path: Path, problems: list[str]) -> Iterator[tuple[float, ...]]
             yield tuple(map(float, line.split(",")))
 
 
-_WORDS = ("process", "status", "error", "text")  # columns of text; all others hold numbers
+_WORDS = ("process", "status", "error", "text", "uuid", "memory_version")  # columns of text; all others hold numbers
 _NUMBER = re.compile(r"(?:-?\d{1,18}(?:\.\d+)?(?:[eE][-+]?\d{1,2})?)?", re.ASCII)
 
 
-def _read_table(path: Path, name: str, problems: list[str]) -> pd.DataFrame:
+def _read_table(path: Path, name: str, problems: list[str], *, expected: bool = True) -> pd.DataFrame:
     """The rows that are whole; one that was cut short or can't be right is left out, and said so."""
     import io
 
     import pandas as pd
 
-    if name == "steps" and not path.exists():
+    if name == "steps" and expected and not path.exists():
         problems.append(f"{path.name} is missing: the scheduler's steps were not recorded, or the file was lost")
     head, *lines = _read_text(path).split("\n")
     columns = head.split(",")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fake_nvml
 import pytest
 from hypothesis import settings
 
@@ -94,3 +95,15 @@ def tiny(real_vllm: vllm.Installed, tmp_path_factory: pytest.TempPathFactory) ->
     """scenarios/tiny_cpu.yaml measured on this computer: random weights."""
     out = os.path.relpath(tmp_path_factory.mktemp("tiny"), ROOT)  # as a user gives it: relative
     return bench("run", SCENARIOS / "tiny_cpu.yaml", "--measure", "--json", "--out", out)
+
+
+@pytest.fixture(scope="session")
+def nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an NVML of our own."""
+    return fake_nvml.compile_library(tmp_path_factory.mktemp("nvml"))
+
+
+@pytest.fixture
+def node(nvml_library: Path, tmp_path: Path) -> fake_nvml.Node:
+    """A node with one quiet H100."""
+    return fake_nvml.Node(nvml_library, tmp_path / "nvml.state").say(fake_nvml.device())

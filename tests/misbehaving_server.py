@@ -77,10 +77,7 @@ class Misbehaving:
             sys.exit(7)
         if kind == "deaf":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        say("Initializing a V1 LLM engine (v0.32.0) with config: made up", process="EngineCore")
-        core = below("VLLM::EngineCore")
-        assert core.stdout is not None
-        self.worker = int(core.stdout.readline())
+        self.start_processes()
         say("Starting to load model /made/up...", process="Worker")
         if kind == "killed_loading":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -104,6 +101,12 @@ class Misbehaving:
         if kind != "no_steps":
             self.steps.write_text(STEPS_HEADER + "\n")
 
+    def start_processes(self) -> None:
+        say("Initializing a V1 LLM engine (v0.32.0) with config: made up", process="EngineCore")
+        core = below("VLLM::EngineCore")
+        assert core.stdout is not None
+        self.worker = int(core.stdout.readline())
+
     def step(self) -> None:
         if self.behaviour != "no_steps":
             with self.steps.open("a") as out:
@@ -117,6 +120,11 @@ class Misbehaving:
     async def health(self, request):  # type: ignore[no-untyped-def]
         return self.web.Response(status=503 if self.dead or self.behaviour in ("never_healthy", "deaf") else 200)
 
+    async def models(self, request):  # type: ignore[no-untyped-def]
+        if request.headers.get("Authorization") != f"Bearer {os.environ['VLLM_API_KEY']}":
+            raise self.web.HTTPUnauthorized
+        return self.web.json_response({"object": "list", "data": [{"id": "loadfit", "max_model_len": 512}]})
+
     async def metrics(self, request):  # type: ignore[no-untyped-def]
         if self.behaviour == "no_metrics":
             raise self.web.HTTPNotFound
@@ -128,7 +136,8 @@ class Misbehaving:
             )
         label = '{engine="0",model_name="loadfit"}'
         return self.web.Response(
-            text=f"vllm:kv_cache_usage_perc{label} 0.5\nvllm:num_requests_running{label} {self.running}.0\n"
+            text="vllm:cache_config_info{block_size=\"32\",engine=\"0\",num_gpu_blocks=\"129\"} 1.0\n"
+            f"vllm:kv_cache_usage_perc{label} 0.5\nvllm:num_requests_running{label} {self.running}.0\n"
             f"vllm:num_requests_waiting{label} 0.0\nvllm:num_preemptions_total{label} {self.preempted}.0\n"
             f"vllm:generation_tokens_total{label} {8 * self.asked}.0\n"
         )
@@ -241,6 +250,7 @@ class Misbehaving:
         app = web.Application()
         app.add_routes([
             web.get("/health", self.health), web.get("/metrics", self.metrics), web.post("/pause", self.pause),
+            web.get("/v1/models", self.models),
             web.post("/resume", self.resume), web.post("/collective_rpc", self.rpc),
             web.post("/tokenize", self.tokenize), web.post("/v1/completions", self.complete),
         ])  # fmt: skip

@@ -185,7 +185,7 @@ def test_exit_2_for_wrong_usage(arguments: list[str], told: str) -> None:
 def test_exit_3_where_this_machine_cannot(tmp_path: Path) -> None:
     ran = bench("run", INT4, "--measure", "--json", "--out", tmp_path)
     assert ran.code == 3
-    assert "--measure: measuring on a GPU" in ran.err.splitlines()[-1]
+    assert "--measure: " in ran.err.splitlines()[-1]
     assert ran.out == ""
 
 

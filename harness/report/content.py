@@ -11,7 +11,8 @@ from harness.errors import LoadfitError, UsageError
 from harness.explain import explain, heading
 from harness.ledger import Account
 from harness.measure import measure, processes
-from harness.report import latency
+from harness.report import bars, devices, latency
+from harness.report.table import Table
 from harness.scenario import Scenario, parse_scenario
 from harness.units import GIB, MIB, human
 
@@ -34,6 +35,7 @@ TERM_WORDS = {
     "kv_available": "KV pool",
     "kv_cache": "KV cache",
     "kv_used": "of the pool, used",
+    "allocator_slack": "allocator slack",
     "unattributed": "unattributed",
     "total": "total",
 }
@@ -59,18 +61,10 @@ OUTCOMES = {
     "no_answers": "no request was answered",
     "requests_failed": "some requests failed",
     "interrupted": "interrupted",
+    "device_lost": "a GPU was lost",
+    "disturbed": "another process came onto the GPUs",
     "not_recorded": "the run could not be written down to its end",
 }
-
-
-@dataclass(frozen=True)
-class Table:
-    """Column heads and rows of text; the first column is left, the others right aligned unless ``left``."""
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    left: frozenset[int] = frozenset({0})
-    droppable: int | None = None  # a column that a narrow terminal does without
 
 
 @dataclass(frozen=True)
@@ -125,8 +119,9 @@ def build(reading: Reading) -> Report:
     sections = [
         Section(heading(comparison), tuple(explain(reading.scenario, record.prediction, comparison)), flowing=True),
         Section("Four rungs", table=_rungs_table(comparison)),
-        Section("Memory for each device", table=_terms_table(comparison.terms, reading.measured is not None and
-                any(t.measured is not None for t in comparison.terms))),
+        Section("Memory for each device", table=_terms_table(comparison.terms)),
+        Section("The GPUs over the run", table=devices.table(record, reading.measured)),
+        Section("GPU memory over the run", quoted=tuple(devices.timeline(record))),
         Section("Memory by process", table=_process_table(reading)),
         Section("Block pool and load", table=_figures_table(comparison)),
         Section("Latency, seconds", tuple(latency.throughput(comparison)),
@@ -202,8 +197,11 @@ def _rungs_table(comparison: Comparison) -> Table:
     )  # fmt: skip
 
 
-def _terms_table(terms: Sequence[TermRow], measured: bool) -> Table:
+def _terms_table(terms: Sequence[TermRow]) -> Table:
+    """Idle and under load; what the device held at the other marks is the GPUs' own table."""
     rows = []
+    terms = [t for t in terms if t.phase in ("idle", "load")]
+    measured = any(t.measured is not None for t in terms)
     seen = ""
     largest = max((t.predicted or t.measured or 0 for t in terms), default=0)
     unit, scale, digits = ("GiB", GIB, 2) if largest >= 8 * GIB else ("MiB", MIB, 1)
@@ -215,12 +213,14 @@ def _terms_table(terms: Sequence[TermRow], measured: bool) -> Table:
         span = f"{size(t.low)} – {size(t.high)}" if t.low is not None and t.high is not None else "–"
         row = [t.phase if t.phase != seen else "", TERM_WORDS.get(t.term, t.term), size(t.predicted), span]
         if measured:
-            percent = "–" if t.error_pct is None else f"{t.error_pct:+.1f} %"
-            row += [size(t.measured), size(t.error, "+"), percent]
+            percent = "–" if t.error_pct is None else f"{t.error_pct:+.1f}"
+            within = "" if t.inside is None else verdict(t.inside)
+            row += [size(t.measured), size(t.error, "+"), percent, within]
         rows.append(tuple(row))
         seen = t.phase
     columns = ["phase", "term", f"predicted {unit}", "low – high"]
-    return Table(tuple(columns + [f"measured {unit}", "error", ""] * measured), tuple(rows), frozenset({0, 1}))
+    columns += ["measured", "error", "%", "inside"] * measured
+    return Table(tuple(columns), tuple(rows), frozenset({0, 1}))
 
 
 def _process_table(reading: Reading) -> Table | None:
@@ -272,10 +272,6 @@ def _difference(f: FigureRow) -> str:
 
 # -- the picture -----------------------------------------------------------------------------------------
 
-_BARS = " ▁▂▃▄▅▆▇█"
-_WIDTH = 64
-
-
 def _timeline(reading: Reading) -> Iterable[str]:
     points, top, unit = _points(reading)
     if points:
@@ -287,11 +283,11 @@ def picture(points: Sequence[tuple[float, float, float, float, float]], top: int
     end = points[-1][0] or 1
     series = (("blocks used", 1, top), ("running", 2, None), ("waiting", 3, None), ("preemptions", 4, None))
     for name, column, ceiling in series:
-        line = _resample([(p[0] / end, p[column]) for p in points])
+        line = bars.resample([(p[0] / end, p[column]) for p in points])
         peak = max(line)
         most = f"{peak:,.0f}" + (f" of {ceiling:,}" if ceiling else "")
-        yield f"{name:>12} {_bars(line, ceiling or peak)} {most}"
-    yield f"{'':>12} 0{'':{_WIDTH - 2}}{end:,.0f} {unit}"
+        yield f"{name:>12} {bars.draw(line, ceiling or peak)} {most}"
+    yield f"{'':>12} 0{'':{bars.WIDTH - 2}}{end:,.0f} {unit}"
 
 
 def _points(reading: Reading) -> tuple[list[tuple[float, float, float, float, float]], int | None, str]:
@@ -307,27 +303,6 @@ def _points(reading: Reading) -> tuple[list[tuple[float, float, float, float, fl
     by_time = bool(record.frames) and record.frames[-1][1] > 0
     frames = [(time_s if by_time else step, *rest) for step, time_s, *rest in record.frames]
     return frames, record.prediction.kv.usable_blocks, "s" if by_time else "steps"  # type: ignore[return-value]
-
-
-def _resample(points: Sequence[tuple[float, float]]) -> list[float]:
-    """The highest value in each of ``_WIDTH`` equal slices of time; a slice without a point keeps the last."""
-    slices: list[float | None] = [None] * _WIDTH
-    for when, value in points:
-        i = min(int(when * _WIDTH), _WIDTH - 1)
-        slices[i] = value if slices[i] is None else max(slices[i] or 0.0, value)
-    out, last = [], float(points[0][1])
-    for value_or_none in slices:
-        last = last if value_or_none is None else value_or_none
-        out.append(last)
-    return out
-
-
-def _bars(values: Sequence[float], ceiling: float) -> str:
-    """One bar for each value; anything above zero shows."""
-    if not ceiling:
-        return " " * len(values)
-    top = len(_BARS) - 1
-    return "".join(_BARS[0 if v <= 0 else max(1, min(top, round(v / ceiling * top)))] for v in values)
 
 
 # -- words -----------------------------------------------------------------------------------------------
@@ -354,10 +329,12 @@ def _notes(reading: Reading) -> Iterable[str]:
     ran = str(record.manifest.get("engine", {}).get("version", ""))
     if ran and ran.split(".")[:2] != reading.scenario.engine.vllm.split(".")[:2]:
         yield f"The scenario is of vLLM {reading.scenario.engine.vllm}; what ran here is {ran}."
+    yield from devices.health(record)
     sampling = record.manifest.get("sampling")
     if sampling and record.mode == "measured":
+        whose = "The host's memory" if record.on_gpus else "Memory"
         yield (
-            f"Memory was read every {1000 * sampling['interval_s']:.0f} ms ({sampling['sweeps']:,} times, longest gap "
+            f"{whose} was read every {1000 * sampling['interval_s']:.0f} ms ({sampling['sweeps']:,} times, longest gap "
             f"{1000 * sampling['longest_gap_s']:.0f} ms, {sampling['cpu_s']:.1f} s of CPU)."
         )
     answers = record.tables.get("requests")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from harness.report.content import Report, Section, Table
+from harness.report.content import Report, Section
+from harness.report.table import Table
 
 # Characters that Markdown or HTML would act on; a name or a reason must come out as it is.
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#])")

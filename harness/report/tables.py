@@ -30,6 +30,9 @@ class Run:
     ``figures``    figure, gpu (predicted for the scenario's device), here (predicted for what ran), measured,
                    error (here - measured): the pool and the load, in counts.
     ``memory``     time_ns, pid, process (api_server, engine_core, worker, helper, starting), rss_bytes, pss_bytes.
+    ``devices``    time_ns, uuid, total_bytes, reserved_bytes, used_bytes, free_bytes, memory_version (v1 or v2 of the
+                   reading; v1: reserved is in used), gpu_percent, memory_percent, power_mw, temperature_c,
+                   throttle_reasons (bits), ecc_uncorrected, xid: NVML's readings of each GPU.
     ``metrics``    time_ns, kv_cache_usage (0..1), running, waiting, preemptions, generation_tokens: from /metrics.
     ``steps``      time_ns, blocks_used, running, waiting, preempted, tokens, blocked_on_kv (0/1): one row for each
                    scheduler step that scheduled tokens.
@@ -49,6 +52,7 @@ class Run:
     rungs: pd.DataFrame
     figures: pd.DataFrame
     memory: pd.DataFrame
+    devices: pd.DataFrame
     metrics: pd.DataFrame
     steps: pd.DataFrame
     requests: pd.DataFrame
@@ -56,7 +60,7 @@ class Run:
     marks: pd.DataFrame
 
     def frames(self) -> dict[str, pd.DataFrame]:
-        """Name -> frame, for all ten."""
+        """Name -> frame, for all eleven."""
         return {name: value for name, value in vars(self).items() if isinstance(value, pd.DataFrame)}
 
     def to_csv(self, folder: str | os.PathLike[str]) -> list[Path]:

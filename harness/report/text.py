@@ -8,7 +8,8 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from harness.report.content import Report, Section, Table
+from harness.report.content import Report, Section
+from harness.report.table import Table
 
 WIDTH = 100
 _STYLES = {"yes": "green", "NO": "bold red", "equal": "green"}

@@ -36,6 +36,9 @@ class Engine(Part):
     max_num_batched_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     tensor_parallel_size: Annotated[int, Field(ge=1, le=1024)] | None = None
     pipeline_parallel_size: Annotated[int, Field(ge=1, le=1024)] = 1
+    distributed_executor_backend: Literal["mp", "ray"] | None = Field(
+        None, description="how the workers of several GPUs are started; vLLM's own choice unless given"
+    )
     decode_context_parallel_size: Annotated[int, Field(ge=1, le=1024)] = Field(
         1, description="so many of the tensor-parallel ranks share the tokens of a request between them"
     )
@@ -51,6 +54,9 @@ class Engine(Part):
     kv_cache_memory_bytes: Size | None = None
     num_gpu_blocks_override: Annotated[int, Field(ge=2, le=2**40)] | None = None
     trust_remote_code: bool = False
+    arguments: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,79}$")], bool | int | float | str] = Field(
+        {}, description="further arguments by vLLM's names, passed on as they are; the prediction does not know them"
+    )
     enable_chunked_prefill: bool = True
     long_prefill_token_threshold: Annotated[int, Field(ge=0, le=10_000_000)] = Field(
         0, description="the most prompt tokens that one request may take in a step beside others; 0: no such limit"
@@ -75,8 +81,26 @@ class Engine(Part):
     scheduling_policy: Literal["fcfs"] = Field("fcfs", description="first come, first served (priority: not yet)")
 
 
+# What bench says itself, and what loads code that the scenario does not show.
+_OURS = (
+    "model", "served_model_name", "host", "port", "uds", "api_key", "tokenizer", "scheduler_cls", "worker_cls",
+    "worker_extension_cls", "load_format", "skip_tokenizer_init", "middleware", "root_path", "config", "download_dir",
+    "tool_parser_plugin", "reasoning_parser_plugin", "logits_processors", "io_processor_plugin", "hf_token",
+    "kv_transfer_config", "ec_transfer_config", "allowed_local_media_path", "log_config_file", "headless",
+)  # fmt: skip
+
+
+def _argument_faults(engine: Engine) -> Iterator[Fault]:
+    for name in engine.arguments:
+        if name in Engine.model_fields:
+            yield ("engine", "arguments", name), f"a key of the scenario itself: say engine.{name}"
+        elif name in _OURS:
+            yield ("engine", "arguments", name), "bench sets this itself, or it would load code that the scenario hides"
+
+
 def engine_faults(s: Scenario) -> Iterator[Fault]:
     """Faults that lie between keys."""
+    yield from _argument_faults(s.engine)
     tp, pp, dp, count = s.tensor_parallel_size, s.engine.pipeline_parallel_size, s.engine.data_parallel_size, s.count
     if tp * pp * dp != count:
         words = "tensor_parallel_size x pipeline_parallel_size" + (" x data_parallel_size" if dp > 1 else "")
