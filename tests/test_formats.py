@@ -146,6 +146,35 @@ def test_published_quantization_configs_are_read(name: str) -> None:
     assert (scheme.default and scheme.default.name, others, scheme.kv_cache_dtype) == PUBLISHED[name]
 
 
+# Part -> (format, layers of it) for published configs that mix; what is not named here is in the model's dtype.
+LAYERS = {
+    "nvidia--Kimi-K2.7-Code-NVFP4": {"experts.w13": [("nvfp4", 60)], "experts.w2": [("nvfp4", 60)]},
+    "moonshotai--Kimi-K2.5": {"experts.w13": [("int4-g32", 60)], "experts.w2": [("int4-g32", 60)]},
+    "nvidia--Qwen3.5-122B-A10B-NVFP4": {"experts.w13": [("nvfp4", 48)], "experts.w2": [("nvfp4", 48)]},
+    "nvidia--Qwen3.6-35B-A3B-NVFP4": {
+        "qkv_proj.weight": [("fp8-tensor", 10)], "o_proj.weight": [("fp8-tensor", 10)],
+        "in_proj_qkvz.weight": [("fp8-tensor", 30)], "out_proj.weight": [("fp8-tensor", 30)],
+        "shared_experts.gate_up_proj.weight": [("nvfp4", 40)], "shared_experts.down_proj.weight": [("nvfp4", 40)],
+        "experts.w13": [("nvfp4", 40)], "experts.w2": [("nvfp4", 40)], "lm_head.weight": [("nvfp4", 1)],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_each_part_of_a_published_mix_has_its_format(name: str) -> None:
+    file = SHARED / f"{name}_config.json"
+    if not file.is_file():
+        pytest.skip("the published configs are not here")
+    stated = json.loads(file.read_text(encoding="utf-8"))
+    architecture = from_config(stated)
+    found = config_quantization(stated, architecture)
+    told = {
+        c.name: [(f.name, n) for f, n in found.of(c, range(architecture.layers)) if f is not None]
+        for c in architecture.components
+    }
+    assert {part: row for part, row in told.items() if row} == LAYERS[name]
+
+
 # -- GGUF ------------------------------------------------------------------------------------------
 
 

@@ -69,8 +69,10 @@ KEPT_BESIDE = [
 ]  # fmt: skip
 # Of a quantization_config, what tells the format.
 KEPT_OF_QUANTIZATION = (
-    "quant_method", "quant_algo", "bits", "group_size", "weight_block_size", "config_groups", "ignore", "format",
-    "modules_to_not_convert", "ignored_layers", "quantized_layers", "producer", "kv_cache_scheme",
+    "quant_method", "bits", "group_size", "weight_block_size", "config_groups", "format", "ignore", "ignored_layers",
+    "modules_to_not_convert", "exclude_modules", "quant_algo", "moe_quant_algo", "quantized_layers", "quantization",
+    "kv_cache_scheme", "kv_cache_quant_algo", "desc_act", "sym", "zero_point", "lm_head", "dynamic", "producer",
+    "modules_in_block_to_quantize", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "llm_int8_skip_modules",
 )  # fmt: skip
 
 

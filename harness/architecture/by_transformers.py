@@ -43,7 +43,13 @@ def known_to_transformers(name: str, kind: object) -> bool | None:
 
 def read(name: str, config: dict[str, Any]) -> Architecture:
     """The architecture of ``config``, of the class ``name`` that :func:`known_to_transformers`. Raises UsageError."""
-    return _read(name, json.dumps(config, sort_keys=True))
+    try:
+        return _read(name, json.dumps(config, sort_keys=True))
+    except UsageError:
+        raise
+    except Exception as error:  # what a config of anybody's can raise in code of anybody's
+        first = (str(error).splitlines() or [""])[0][:160]
+        raise UsageError(f"config: {name} in transformers: {type(error).__name__}: {first}") from None
 
 
 @lru_cache(maxsize=32)
@@ -51,15 +57,15 @@ def _read(name: str, text: str) -> Architecture:
     from harness.architecture.model import Architecture, model_dtype
 
     config = json.loads(text)
-    hf, shapes = _model(name, config)
+    values, shapes = _model(name, config)
     layers = _by_layer(shapes)
     vocab, hidden = shapes["model.embed_tokens.weight"]
-    head_dim = getattr(hf, "head_dim", None) or hidden // hf.num_attention_heads
-    attention = [_attention(name, i, held, head_dim, hf) for i, held in enumerate(layers)]
-    mixture = _mixture(layers, hf)
+    head_dim = values.get("head_dim") or hidden // values["num_attention_heads"]
+    attention = [_attention(name, i, held, head_dim, values) for i, held in enumerate(layers)]
+    mixture = _mixture(layers, values)
     dense = {i: held["mlp.down_proj.weight"][1] for i, held in enumerate(layers) if "mlp.down_proj.weight" in held}
     tied = "lm_head.weight" not in shapes
-    full = {k: v for k, v in hf.to_dict().items() if v is not None} | config
+    full = {k: v for k, v in values.items() if v is not None} | config
     reader = Reader(full, {})
     limit, default_len, rows = positions(name, reader)
     groups = {a: tuple(i for i, b in enumerate(attention) if b == a) for a in dict.fromkeys(attention)}
@@ -79,24 +85,20 @@ def _read(name: str, text: str) -> Architecture:
     )  # fmt: skip
 
 
-def _model(name: str, config: dict[str, Any]) -> tuple[Any, Shapes]:
-    """The model's config as transformers completes it, and the shape of each parameter."""
+def _model(name: str, config: dict[str, Any]) -> tuple[dict[str, Any], Shapes]:
+    """The config as transformers completes it, and the shape of each parameter."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     left_out = ("architectures", "model_type", "torch_dtype", "dtype", "quantization_config", "auto_map")
-    try:
-        hf = AutoConfig.for_model(config["model_type"], **{k: v for k, v in config.items() if k not in left_out})
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(hf)
-        model.tie_weights()
-    except Exception as error:  # what a config of anybody's can raise in code of anybody's
-        first = (str(error).splitlines() or [""])[0][:160]
-        raise UsageError(f"config: {name} in transformers: {type(error).__name__}: {first}") from None
+    hf = AutoConfig.for_model(config["model_type"], **{k: v for k, v in config.items() if k not in left_out})
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(hf)
+    model.tie_weights()
     shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
     if "model.embed_tokens.weight" not in shapes:
         raise _foreign(name, next(iter(shapes), "no parameter"))
-    return hf, shapes
+    return hf.to_dict(), shapes
 
 
 def _by_layer(shapes: Shapes) -> list[Shapes]:
@@ -114,17 +116,17 @@ def _foreign(name: str, parameter: str) -> UsageError:
     )
 
 
-def _attention(name: str, i: int, held: Shapes, head_dim: int, hf: Any) -> Attention:
+def _attention(name: str, i: int, held: Shapes, head_dim: int, values: dict[str, Any]) -> Attention:
     """Of one layer; without its number, so that equal ones are equal."""
     rows = [held.get(f"self_attn.{p}_proj.weight", (0,))[0] for p in "qkv"]
-    if 0 in rows or any(r % head_dim for r in rows) or rows[1] != rows[2]:
+    heads = values["num_attention_heads"]
+    kv_heads = values.get("num_key_value_heads") or heads
+    if rows != [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]:
         raise _foreign(name, f"model.layers.{i}.self_attn")
-    kinds = getattr(hf, "layer_types", None)
-    window = getattr(hf, "sliding_window", None)
+    kinds, window = values.get("layer_types"), values.get("sliding_window")
     kind = _KINDS.get(kinds[i]) if kinds else FULL
     if kind is None or (kinds is None and window is not None) or (kind == SLIDING and window is None):
         raise UsageError(f"config: layer_types: {name}: what layer {i} keeps in the cache is not told by its config")
-    heads, kv_heads = rows[0] // head_dim, rows[1] // head_dim
     return Attention((), kind, heads, kv_heads, head_dim, head_dim, window if kind == SLIDING else None)
 
 
@@ -133,7 +135,7 @@ def _with_layers(attention: Attention, layers: tuple[int, ...]) -> Attention:
     return Attention(layers, a.kind, a.heads, a.kv_heads, a.head_dim, a.value_dim, a.window)
 
 
-def _mixture(layers: list[Shapes], hf: Any) -> Mixture | None:
+def _mixture(layers: list[Shapes], values: dict[str, Any]) -> Mixture | None:
     where = tuple(i for i, held in enumerate(layers) if "mlp.experts.down_proj" in held)
     if not where:
         return None
@@ -141,7 +143,7 @@ def _mixture(layers: list[Shapes], hf: Any) -> Mixture | None:
     shared = next((held[f"{s}down_proj.weight"][1] for held in layers for s in _SHARED
                    if f"{s}down_proj.weight" in held), 0)  # fmt: skip
     gated = layers[where[0]]["mlp.experts.gate_up_proj"][1] == 2 * width
-    return Mixture(count, hf.num_experts_per_tok, width, shared, where, taken, gated)
+    return Mixture(count, values["num_experts_per_tok"], width, shared, where, taken, gated)
 
 
 # -- the parts -------------------------------------------------------------------------------------

@@ -42,6 +42,7 @@ _MODULES = {
                                     "ffn.shared_experts.w1"),
     "shared_experts.down_proj": ("mlp.shared_experts.down_proj", "mlp.shared_expert.down_proj",
                                  "ffn.shared_experts.w2", "mixer.shared_experts.down_proj"),
+    "shared_experts.up_proj": ("mlp.shared_experts.up_proj", "mixer.shared_experts.up_proj"),
     "in_proj": ("mixer.in_proj", "mamba.in_proj", "conv.in_proj"),
     "out_proj": ("mixer.out_proj", "mamba.out_proj", "linear_attn.out_proj", "conv.out_proj", "self_attn.o_proj"),
     "in_proj_qkvz": ("linear_attn.in_proj_qkvz", "linear_attn.in_proj_qkv", "linear_attn.in_proj_z"),

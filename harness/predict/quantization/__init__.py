@@ -170,7 +170,8 @@ def _row(scheme: Scheme, component: Component, layers: int) -> tuple[WeightForma
     names = module_names(component, scheme.patterns)
     if component.place != "layer" or not scheme.rules:
         return (scheme.format_of(names, component.kind),)
-    row = tuple(
-        scheme.format_of(tuple(n.replace("{}", str(i)) for n in names), component.kind) for i in range(layers)
-    )
-    return row[:1] if len(set(row)) == 1 else row
+    held = range(layers) if component.layers is None else component.layers
+    row: list[WeightFormat | None] = [None] * layers
+    for i in held:
+        row[i] = scheme.format_of(tuple(n.replace("{}", str(i)) for n in names), component.kind)
+    return (row[held[0]],) if len({row[i] for i in held}) == 1 else tuple(row)

@@ -33,7 +33,7 @@ def formats_of(
         if component.place in ("tower", "projector") or not (component.quantizable or component.kind == "lm_head"):
             continue
         names = module_names(component, roots)
-        layers = component.layers or range(architecture.layers)
+        layers = range(architecture.layers) if component.layers is None else component.layers
         if component.place != "layer":
             row: list[WeightFormat | None] = [_format(modules, names, component)]
         else:
@@ -41,7 +41,8 @@ def formats_of(
             for i in layers:
                 row[i] = _format(modules, [n.replace("{}", str(i)) for n in names], component)
         if any(row):
-            found[component.name] = tuple(row[:1] if len(set(row)) == 1 else row)
+            same = component.place != "layer" or len({row[i] for i in layers}) == 1
+            found[component.name] = (next(f for f in row if f),) if same else tuple(row)
     return found
 
 
