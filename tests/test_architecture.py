@@ -48,6 +48,8 @@ PUBLISHED = {
     "HuggingFaceTB/SmolLM3-3B": 3_075_098_624,
     "EleutherAI/pythia-6.9b": 6_857_302_016,
     "openai-community/gpt2": 124_439_808,
+    "nvidia/Llama-3_3-Nemotron-Super-49B-v1": 49_867_145_216,
+    "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": 31_577_937_344,
 }
 
 
@@ -58,7 +60,11 @@ def meta_parameters(config: dict[str, Any]) -> int:
     return counted_by_transformers(config)
 
 
-@pytest.mark.parametrize("name", catalog.model_names())
+# In tests/test_vllm_planner.py: transformers has no such class.
+COUNTED_ELSEWHERE = ("nvidia/Llama-3_3-Nemotron-Super-49B-v1",)
+
+
+@pytest.mark.parametrize("name", [n for n in catalog.model_names() if n not in COUNTED_ELSEWHERE])
 def test_counts_equal_those_of_transformers(name: str):
     config = catalog.model_config(name)
     assert from_config(config).parameters == catalog.model_facts(name)["parameters"] == meta_parameters(config)

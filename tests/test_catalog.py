@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -33,6 +34,16 @@ def test_no_alias_names_two_gpus_or_two_models():
     models = data("models.json")["models"]
     names = [a.lower() for name, m in models.items() for a in (name, *m["aliases"])]
     assert len(names) == len(set(names))
+
+
+def test_every_public_config_at_hand_is_predicted_or_refused_with_a_reason():
+    folder = Path(__file__).parents[2] / "shared" / "configs"
+    files = sorted(folder.glob("*_config.json"))
+    if not files:
+        pytest.skip("no public configs beside the project")
+    for file in files:
+        name = file.name.removesuffix("_config.json").replace("--", "/")
+        assert catalog.refusal(name) or catalog.model_facts(name)["checked"] == "config", name
 
 
 @pytest.mark.parametrize(

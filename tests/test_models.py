@@ -21,6 +21,7 @@ def test_the_parts_of_every_model_add_up(name: str) -> None:
     assert shown["kv"]["bytes_per_token"] > 0
     kept = inventory(catalog.model_config(name)).architecture.kv_layers
     assert sum(row["layers"] for row in shown["kv"]["layers"]) == sum(len(caches) for caches in kept) > 0
+    assert ("state" in shown["kv"]["kinds"]) == (shown["kv"]["state_bytes"] > 0)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,17 @@ def test_one_model_as_json(name: str, kinds: list[str], per_token: int, active: 
     assert shown["kv"]["bytes_per_token"] == per_token
     assert shown["active_parameters"] == pytest.approx(active, rel=1e-3)
     assert {"name", "parameters", "bytes"} == set(shown["components"][0])
+
+
+def test_a_model_that_is_not_predicted_says_why() -> None:
+    for name, said in (
+        ("moonshotai/Kimi-K3", "model moonshotai/Kimi-K3 is not predicted: Kimi K3's residual attention"),
+        ("nvidia/glm-5-nvfp4", "model nvidia/GLM-5-NVFP4 is not predicted: its config.json doesn't say how"),
+    ):
+        ran = bench("models", name)
+        assert ran.code == 2
+        assert said in ran.err
+        assert ran.err.count("\n") == 1
 
 
 def test_a_local_config_is_shown_as_the_catalogues(tmp_path: Path) -> None:

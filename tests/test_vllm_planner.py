@@ -123,10 +123,16 @@ def test_every_hybrid_plans_as_in_vllm(vllm: Vllm, name: str):
     check_against_vllm(vllm, CONFIGS[name])
 
 
-@pytest.mark.parametrize("name", NOT_IN_TRANSFORMERS)
-def test_what_transformers_lacks_counts_as_in_vllm(vllm: Vllm, name: str):
-    model, _ = build(vllm, CONFIGS[name], max_model_len=512)
-    assert from_config(CONFIGS[name]).parameters == sum(p.numel() for p in model.parameters())
+PUBLISHED = {
+    **catalog.model_config("nvidia/Llama-3_3-Nemotron-Super-49B-v1"),
+    "auto_map": CONFIGS["nemotron-nas"]["auto_map"],
+}
+
+
+@pytest.mark.parametrize("config", [*(CONFIGS[name] for name in NOT_IN_TRANSFORMERS), PUBLISHED])
+def test_what_transformers_lacks_counts_as_in_vllm(vllm: Vllm, config: dict[str, Any]):
+    model, _ = build(vllm, config, max_model_len=512)
+    assert from_config(config).parameters == sum(p.numel() for p in model.parameters())
 
 
 def check_against_vllm(vllm: Vllm, config: dict[str, Any]) -> None:

@@ -34,7 +34,10 @@ class OwnConfig(LlamaConfig):
         self.blocks = block_configs
     @property
     def block_configs(self):
-        return [SimpleNamespace(**{k: SimpleNamespace(**v) for k, v in b.items()}) for b in self.blocks or []]
+        return [
+            SimpleNamespace(**{part: SimpleNamespace(**{"no_op": False, **what}) for part, what in block.items()})
+            for block in self.blocks or []
+        ]
 """
 
 

@@ -12,6 +12,7 @@ Needs torch and transformers (`make test` brings them).
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -21,6 +22,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from harness.architecture import from_config  # noqa: E402
+from harness.architecture.checkpoint import module_names  # noqa: E402
+from harness.predict.inventory import inventory  # noqa: E402
+from harness.predict.quantization.methods import of_config  # noqa: E402
 
 CATALOGUE = ROOT / "harness" / "catalog" / "models.json"
 KEPT = [
@@ -74,6 +78,30 @@ KEPT_OF_QUANTIZATION = (
     "kv_cache_scheme", "kv_cache_quant_algo", "desc_act", "sym", "zero_point", "lm_head", "dynamic", "producer",
     "modules_in_block_to_quantize", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "llm_int8_skip_modules",
 )  # fmt: skip
+# Of a quantization_config: lists of modules, of which those are kept that name a part of ours.
+MODULES = ("modules_to_not_convert", "ignore", "quantized_layers")
+# Of these classes transformers has none; tests/test_vllm_planner.py counts them in vLLM's.
+NOT_IN_TRANSFORMERS = ("DeciLMForCausalLM",)
+# Published models that are not predicted, and why. Told by their name.
+REFUSED = {
+    "DeepseekV4ForCausalLM": (
+        "DeepSeek V4 packs compressed rows, windows and indexers of several rates into one block: not modelled yet"
+    ),
+    "KimiK3ForConditionalGeneration": (
+        "Kimi K3's residual attention, latent experts and gated latent attention are not modelled yet"
+    ),
+    "MiniMaxM3ForCausalLM": (
+        "no vLLM up to 0.32 has a class of this name (it has MiniMaxM3SparseForCausalLM); block-sparse attention with "
+        "an indexer is not modelled yet"
+    ),
+    "Step3p7FlashForCausalLM": (
+        "no vLLM up to 0.32 has a class of this name (it has Step3p7ForConditionalGeneration)"
+    ),
+}
+UNSAID = (
+    "its config.json doesn't say how it is quantized (hf_quant_config.json beside it does): name the model that it was "
+    "made from, and weights.format"
+)
 
 
 def trimmed(config: dict[str, Any]) -> dict[str, Any]:
@@ -88,11 +116,35 @@ def trimmed(config: dict[str, Any]) -> dict[str, Any]:
     for key in ("rope_scaling", "rope_parameters"):
         if isinstance(kept.get(key), dict):
             kept[key] = {k: v for k, v in kept[key].items() if not isinstance(v, list)}
-    if kept.get("quantization_config"):
-        kept["quantization_config"] = {
-            k: v for k, v in kept["quantization_config"].items() if k in KEPT_OF_QUANTIZATION
-        }
+    if kept.get("block_configs"):
+        kept["block_configs"] = [
+            {part: {k: v for k, v in what.items() if v not in (None, False)} for part, what in block.items()}
+            for block in kept["block_configs"]
+        ]
     return kept
+
+
+def shortened(config: dict[str, Any]) -> dict[str, Any]:
+    """The config with what its quantization_config says of parts of ours alone."""
+    own = config.get("quantization_config")
+    if not own:
+        return config
+    patterns = [name for key in MODULES for name in own.get(key) or ()]
+    architecture = from_config(config)
+    known = {
+        name.format(layer)
+        for part in architecture.components if part.quantizable or part.kind in ("lm_head", "embedding")
+        for name in module_names(part, patterns) for layer in range(architecture.layers)
+    }  # fmt: skip
+    short = {k: own[k] for k in KEPT_OF_QUANTIZATION if own.get(k) is not None}
+    if isinstance(own.get("producer"), dict):
+        short["producer"] = {"name": own["producer"].get("name")}
+    for key in MODULES:
+        if isinstance(own.get(key), list):
+            short[key] = [n for n in own[key] if n in known or "*" in n or n.startswith("re:")]
+        elif isinstance(own.get(key), dict):
+            short[key] = {n: v for n, v in own[key].items() if n in known or "*" in n}
+    return {**config, "quantization_config": short}
 
 
 def meta_parameters(config: dict[str, Any]) -> int:
@@ -126,43 +178,70 @@ def _plain(config: dict[str, Any]) -> dict[str, Any]:
 
 def check(name: str, config: dict[str, Any]) -> int:
     """The parameter count on which both sides agree. Raises SystemExit where they don't."""
-    ours, theirs = from_config(config).parameters, meta_parameters(config)
+    ours = from_config(config).parameters
+    theirs = ours if config["architectures"][0] in NOT_IN_TRANSFORMERS else meta_parameters(config)
     if ours != theirs:
         raise SystemExit(f"{name}: {ours:,} parameters here, {theirs:,} in transformers")
     return ours
 
 
-def add(models: dict[str, Any], path: Path) -> None:
-    """Put the config at ``path`` into ``models``."""
+def add(data: dict[str, Any], path: Path) -> None:
+    """Put the config at ``path`` among the models, or its name among the refused."""
     name = path.name.removesuffix("_config.json").replace("--", "/")
     config = json.loads(path.read_text(encoding="utf-8"))
-    aliases = config.get("_aliases", models.get(name, {}).get("aliases", [name.split("/")[1].lower()]))
-    kept = trimmed(config)
+    models, source = data["models"], f"https://huggingface.co/{name}/blob/main/config.json"
+    if "text_config" in config and "vision_config" not in config and name in models:
+        config["vision_config"] = models[name]["config"]["vision_config"]  # a copy that leaves the tower out
+    reason = REFUSED.get(config["architectures"][0])
+    if reason is None and re.search("FP8|FP4", name) and not of_config(config):
+        if name in models:  # from a fuller copy
+            return
+        reason = UNSAID
+    if reason is not None:
+        data["refused"][name] = {"source": source, "reason": reason}
+        return
+    for other, row in models.items():  # a name of its own goes before another's alias
+        row["aliases"] = [a for a in row["aliases"] if other == name or a.lower() != name.lower()]
+    taken = {alias for other, row in models.items() if other != name for alias in row["aliases"]}
+    aliases = models[name]["aliases"] if name in models else {name.split("/")[1].lower()} - taken
+    whole = trimmed(config)
+    kept = shortened(whole)
+    if inventory(whole).bytes != inventory(kept).bytes:
+        raise SystemExit(f"{name}: what is kept of its quantization_config tells other bytes")
     models[name] = {
         "checked": config.get("_checked", "config"),
-        "source": f"https://huggingface.co/{name}/blob/main/config.json",
+        "source": source,
         **({"copy": config["_copy"]} if "_copy" in config else {}),
         "recorded": time.strftime("%Y-%m-%d"),
         "parameters": check(name, kept),
-        "aliases": aliases,
+        "aliases": config.get("_aliases", [*aliases]),
         "config": kept,
     }
 
 
+def _by_name(item: tuple[str, Any]) -> str:
+    return item[0].lower()
+
+
 def write(data: dict[str, Any]) -> None:
     """One line a model, by name."""
-    models = sorted(data["models"].items(), key=lambda item: item[0].lower())
-    lines = [f"{json.dumps(n)}: {json.dumps(m)}" for n, m in models]
-    body = ",\n".join(lines)
-    CATALOGUE.write_text(f'{{\n"about": {json.dumps(data["about"])},\n"models": {{\n{body}\n}}\n}}\n', encoding="utf-8")
+    parts = [json.dumps(data["about"])]
+    for key in ("models", "refused"):
+        lines = ",\n".join(f"{json.dumps(n)}: {json.dumps(m)}" for n, m in sorted(data[key].items(), key=_by_name))
+        parts.append(f'{{\n{lines}\n}}')
+    about, models, refused = parts
+    CATALOGUE.write_text(
+        f'{{\n"about": {about},\n"models": {models},\n"refused": {refused}\n}}\n', encoding="utf-8"
+    )
 
 
 def main() -> None:
     """Add the models of a folder, or check all."""
     data = json.loads(CATALOGUE.read_text(encoding="utf-8"))
+    data.setdefault("refused", {})
     if sys.argv[1:]:
         for path in sorted(Path(sys.argv[1]).glob("*_config.json")):
-            add(data["models"], path)
+            add(data, path)
         write(data)
     else:
         for name, row in data["models"].items():

@@ -31,8 +31,8 @@ _FOLDER = Path(__file__).parent
 __all__ = [
     "CHECKED", "DEFAULT_VLLM", "CpuRuntime", "EngineDefaults", "Gpu", "V2Runner", "WeightFormat", "checked_version",
     "cpu_batch_defaults", "cpu_runtime", "engine_defaults", "gpu", "gpus", "knows_model", "mig_profiles", "mig_slice",
-    "model_config", "model_facts", "model_names", "oldest_version", "version_key", "weight_format",
-    "weight_format_names",
+    "model_config", "model_facts", "model_names", "oldest_version", "refusal", "refused_models", "version_key",
+    "weight_format", "weight_format_names",
 ]  # fmt: skip
 
 
@@ -104,11 +104,27 @@ def knows_model(name: str) -> bool:
     return name.strip().lower() in _model_index()
 
 
+def refused_models() -> dict[str, str]:
+    """Models that are known and not predicted, and why."""
+    return {name: row["reason"] for name, row in _data("models.json")["refused"].items()}
+
+
+def refusal(name: str) -> str | None:
+    """Why ``name`` is not predicted, where it is known for that."""
+    found = next((n for n in refused_models() if n.lower() == name.strip().lower()), None)
+    return None if found is None else f"model {found} is not predicted: {refused_models()[found]}"
+
+
+def _no_model(name: str) -> UsageError:
+    refused = refusal(name)
+    return UsageError(refused) if refused else unknown("model", name, model_names(), "models")
+
+
 def model_config(name: str) -> dict[str, Any]:
     """The config of the model called ``name``, with the keys of its config.json. Raises UsageError."""
     key = _model_index().get(name.strip().lower())
     if key is None:
-        raise unknown("model", name, model_names(), "models")
+        raise _no_model(name)
     return dict(_data("models.json")["models"][key]["config"])
 
 
@@ -126,7 +142,7 @@ def model_facts(name: str) -> dict[str, Any]:
     key of :data:`CHECKED`). Raises UsageError."""
     key = _model_index().get(name.strip().lower())
     if key is None:
-        raise unknown("model", name, model_names(), "models")
+        raise _no_model(name)
     row = _data("models.json")["models"][key]
     return {"name": key, **{k: v for k, v in row.items() if k != "config"}}
 

@@ -112,6 +112,8 @@ def _is_known(model: str, folder: Path) -> bool:
 def _no_such_model(model: str, folder: Path) -> str:
     if model.startswith((".", "/", "~")):
         return f"no config.json in {scenario_text.show(model)} (looked from {folder.absolute()})"
+    if (refused := catalog.refusal(model)) is not None:
+        return refused
     return (
         f"unknown model {scenario_text.show(model)}{nearest(model, catalog.model_names())} (`bench models` lists "
         "the known ones; a folder with config.json or the config itself will do too)"
