@@ -16,6 +16,7 @@ from harness.commands.check import check
 from harness.commands.doctor import doctor
 from harness.commands.evidence import evidence
 from harness.commands.gpus import gpus
+from harness.commands.learn import learn
 from harness.commands.models import models
 from harness.commands.paging import paging
 from harness.commands.report import report
@@ -45,7 +46,7 @@ def cli() -> None:
     """
 
 
-for command in (run, check, capacity, paging, report, models, gpus, doctor, evidence, schema):
+for command in (run, check, capacity, paging, report, models, gpus, doctor, evidence, learn, schema):
     cli.add_command(command)
 
 

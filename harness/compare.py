@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from harness.ledger import STATED, Account, LoadFigures, Phase, RungName, Term
+from harness.ledger import STATED, TRAINING_STATED, Account, LoadFigures, Phase, RungName, StepRung, Term
 from harness.scenario import Expect, Slo
 
 
@@ -78,7 +78,7 @@ def compare(
         mode=mode,
         outcome=outcome,
         terms=tuple(_terms(predicted, measured)),
-        rungs=tuple(_rung(name, predicted, measured) for name in RungName),
+        rungs=tuple(_rung(name, predicted, measured) for name in (StepRung if predicted.of_training else RungName)),
         figures=tuple(_figures(predicted, here, measured)),
     )
 
@@ -87,8 +87,9 @@ def _terms(predicted: Account, measured: Account | None) -> list[TermRow]:
     theirs = measured.ledger if measured else None
     keys = [(e.phase, e.term) for e in predicted.ledger]
     keys = list(dict.fromkeys([*keys, *((e.phase, e.term) for e in theirs or ())]))  # the fullest rank stands for all
-    order = [*STATED, Term.KV_USED, Term.OTHER_PROCESSES, Term.ALLOCATOR_SLACK, Term.UNATTRIBUTED, Term.TOTAL]
-    phases = [str(phase) for phase in Phase]
+    stated = TRAINING_STATED if predicted.of_training else STATED
+    order = [*stated, Term.KV_USED, Term.OTHER_PROCESSES, Term.ALLOCATOR_SLACK, Term.UNATTRIBUTED, Term.TOTAL]
+    phases = [*map(str, Phase), *(phase for phase, _ in keys)]  # the moments of a training step as they come
 
     def place(names: Sequence[str], name: str) -> int:
         return names.index(name) if name in names else len(names)

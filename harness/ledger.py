@@ -34,6 +34,13 @@ class Term(StrEnum):
     ACTIVATION_PEAK = "activation_peak"
     CUDA_GRAPHS = "cuda_graphs"
     KV_AVAILABLE = "kv_available"
+    MASTER_WEIGHTS = "master_weights"  # of a training step, as the next six
+    ADAPTERS = "adapters"
+    OPTIMIZER = "optimizer"
+    GRADIENTS = "gradients"
+    ACTIVATIONS = "activations"
+    LOGITS = "logits"
+    WORKSPACE = "workspace"
     KV_USED = "kv_used"  # of kv_available, at the peak of the load; not added to a total
     ALLOCATOR_SLACK = "allocator_slack"  # what PyTorch keeps reserved beside its tensors and the activation peak
     UNATTRIBUTED = "unattributed"
@@ -54,6 +61,11 @@ ADDITIVE = (
 )
 # The terms that every account states (null where unknown).
 STATED = ADDITIVE[:-3]
+# The terms of a training step, in the order in which they come to the device.
+TRAINING_STATED = (
+    Term.RUNTIME_AT_INIT, Term.WEIGHTS, Term.MASTER_WEIGHTS, Term.ADAPTERS, Term.OPTIMIZER, Term.ACTIVATIONS,
+    Term.LOGITS, Term.GRADIENTS, Term.WORKSPACE,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -151,6 +163,13 @@ class RungName(StrEnum):
     HOLDS = "HOLDS"
 
 
+class StepRung(StrEnum):
+    """The two questions of a training step."""
+
+    LOADS = "LOADS"
+    STEPS = "STEPS"
+
+
 @dataclass(frozen=True)
 class Rung:
     """A verdict: ``holds`` is None where it could not be judged, and ``reason`` says why.
@@ -228,6 +247,11 @@ class Account:
     def rung(self, name: str) -> Rung | None:
         """The rung called ``name``, or None."""
         return next((r for r in self.rungs if r.rung == name), None)
+
+    @property
+    def of_training(self) -> bool:
+        """Whether this is the account of a training step, not of a server."""
+        return self.rung(StepRung.STEPS) is not None
 
     @property
     def highest(self) -> str | None:

@@ -82,6 +82,8 @@ def obstacle(mode: Mode, scenario: Scenario, prediction: Account) -> str | None:
     """Why ``mode`` can't be done here, or None where it can."""
     if mode is Mode.ANALYTIC:
         return None
+    if scenario.kind == "finetune":
+        return "a training step is predicted, not run"
     if scenario.load is None:
         return "the scenario has no load"
     try:

@@ -10,6 +10,7 @@ from conftest import ROOT, SCENARIOS, bench
 from ruamel.yaml import YAML
 
 from harness.compare import check, compare
+from harness.learn import EXPERIMENTS
 from harness.predict import predict
 from harness.scenario import load_scenario
 
@@ -33,9 +34,12 @@ def test_the_questions_name_scenarios_that_exist() -> None:
     assert len({q["id"] for q in questions}) == len(questions)
     for q in questions:
         assert q["question"].strip()
-        assert (q["scenario"] is None) == (q["look_at"] is None), q["id"]
-        assert q["scenario"] is None or (SCENARIOS / q["scenario"]).is_file(), q["id"]
-    asked = {q["scenario"] for q in questions}
+        assert q["look_at"], q["id"]
+        if "command" in q:
+            assert q["command"].removeprefix("bench learn ") in EXPERIMENTS, q["id"]
+        else:
+            assert (SCENARIOS / q["scenario"]).is_file(), q["id"]
+    asked = {q.get("scenario") for q in questions}
     assert {p.name for p in SCENARIOS.glob("*.yaml")} - asked <= {"tiny_cpu.yaml", "8b_24gb_poisson.yaml"}
 
 

@@ -31,14 +31,15 @@ load: {shape: closed, users: 4, requests: 8, prompt_tokens: 100, output_tokens: 
 MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 A_MODEL = "a catalogue name (`bench models`), a folder with config.json, or the config itself"
 A_LENGTH = "a whole number of tokens, or a distribution such as {distribution: uniform, low: 1, high: 512}"
-KEYS = "device, engine, expect, gpu, load, model, name, question, slo, weights"
+KEYS = "device, engine, expect, gpu, kind, load, model, name, question, slo, training, weights"
 FORMATS = (
     f"(known: {', '.join(catalog.weight_format_names())}; those of int4 and the packed ones of int8 may end in their "
     "group size, such as awq-int4-g128, or in -channel)"
 )
 LIMITS = (
     "(known: kv_cache, weights, runtime_at_init, other_processes, non_torch_increase, activation_peak, cuda_graphs, "
-    "memory, engine)"
+    "memory, engine, "
+    "master_weights, adapters, optimizer, gradients, activations, logits, workspace)"
 )
 ENGINE, USERS, GPU = "max_model_len: 8192", "users: 4", "{name: h100-sxm-80gb}"
 PROMPT, CLOSED = "prompt_tokens: 100", "shape: closed"

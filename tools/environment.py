@@ -141,6 +141,15 @@ def install_torch() -> None:
             *uv, "torch==2.13.0")  # fmt: skip
 
 
+def install_oracles() -> None:
+    """peft and bitsandbytes for the tests of fine-tuning; after vLLM, so that pip takes no other torch for them."""
+    key = fingerprint()
+    if done_before().get("oracles") == key:
+        return
+    run("installing peft and bitsandbytes", "check the network, then type it again", *pip("-e", ".[oracles]"))
+    record(oracles=key)
+
+
 def fetch_pretrained() -> None:
     """SmolLM2-135M for the tests of a real model; they skip without it."""
     key = fingerprint()
@@ -169,6 +178,7 @@ def main() -> int:
         try:
             install_vllm()
             if purpose == "test":
+                install_oracles()
                 fetch_pretrained()
         except StepFailed as error:
             if purpose == "test":

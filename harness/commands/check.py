@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import click
 
 from harness.errors import EXIT_USAGE, LoadfitError, UsageError
+from harness.predict.finetune import checked
 from harness.predict.limits import bounds
 from harness.scenario import Scenario, load_scenario
 
@@ -15,7 +16,10 @@ def valid(file: str, overrides: Sequence[str] = ()) -> Scenario:
     """The scenario in ``file``, whose arguments vLLM would take. Raises LoadfitError that names the file."""
     scenario = load_scenario(file, overrides)
     try:
-        bounds(scenario, 0)  # what vLLM would refuse before it looks at the memory
+        if scenario.kind == "finetune":
+            checked(scenario)
+        else:
+            bounds(scenario, 0)  # what vLLM would refuse before it looks at the memory
     except UsageError as error:
         raise UsageError(f"{file}: {error}") from None
     return scenario

@@ -31,6 +31,11 @@ def predict(scenario: Scenario) -> Account:
     Raises UsageError where the scenario can't be judged: an unsupported architecture, arguments that vLLM
     would refuse.
     """
+    if scenario.kind == "finetune":
+        from harness.predict.finetune import predict_finetune
+
+        account = predict_finetune(scenario)
+        return replace(account, notes=(*_model_notes(scenario), *account.notes))
     if scenario.on_cpu:
         from harness.predict.cpu import predict_cpu
 

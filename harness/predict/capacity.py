@@ -140,6 +140,8 @@ def loaded_pool(scenario: Scenario) -> tuple[Account, Load, Limits]:
 
     Raises UsageError where the scenario states no load, is granted no pool, or has one that can't be simulated.
     """
+    if scenario.kind == "finetune":
+        raise UsageError("kind: finetune: a training step has no load")
     if scenario.load is None:
         raise UsageError("load: missing: there is no load to judge the pool under")
     account = predict(scenario)

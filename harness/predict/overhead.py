@@ -67,14 +67,15 @@ def cuda_total(gpu: Gpu) -> Estimate:
 
 def runtime_at_init(settings: Settings, gpu: Gpu) -> Estimate:
     """CUDA context and, for several ranks, NCCL: bytes taken before vLLM reads the free memory."""
-    many = settings.tensor_parallel_size * settings.pipeline_parallel_size * settings.data_parallel_size > 1
-    if _is_h100(gpu):
-        likely = _INIT_MANY if many else _INIT_ONE
-    elif many and not _has_nvswitch(gpu):
-        likely = _INIT_PCIE
-    else:
-        likely = _INIT_MANY_ELSEWHERE if many else _INIT_ONE_ELSEWHERE
-    return _gib(likely, f"{'CUDA context and NCCL' if many else 'CUDA context'}, H100 runs of vLLM 0.19")
+    if settings.tensor_parallel_size * settings.pipeline_parallel_size * settings.data_parallel_size == 1:
+        return context(gpu)
+    elsewhere = _INIT_MANY_ELSEWHERE if _has_nvswitch(gpu) else _INIT_PCIE
+    return _gib(_INIT_MANY if _is_h100(gpu) else elsewhere, "CUDA context and NCCL, H100 runs of vLLM 0.19")
+
+
+def context(gpu: Gpu) -> Estimate:
+    """The CUDA context of one process alone on the device."""
+    return _gib(_INIT_ONE if _is_h100(gpu) else _INIT_ONE_ELSEWHERE, "CUDA context, H100 runs of vLLM 0.19")
 
 
 def non_torch_increase(architecture: Architecture, settings: Settings, gpu: Gpu, stage: int = 0) -> Estimate:

@@ -36,6 +36,8 @@ TERM_WORDS = {
     "kv_cache": "KV cache",
     "kv_used": "of the pool, used",
     "allocator_slack": "allocator slack",
+    "master_weights": "master weights",
+    "optimizer": "optimizer states",
     "unattributed": "unattributed",
     "total": "total",
 }
@@ -114,11 +116,15 @@ def understand(record: RunRecord) -> Reading:
 
 def build(reading: Reading) -> Report:
     """The report of a run."""
+    if reading.scenario.kind == "finetune":
+        from harness.report import finetune
+
+        return finetune.build(reading)
     record, comparison = reading.record, reading.comparison
     met, failed = check(reading.scenario.expect, comparison, reading.scenario.slo)
     sections = [
         Section(heading(comparison), tuple(explain(reading.scenario, record.prediction, comparison)), flowing=True),
-        Section("Four rungs", table=_rungs_table(comparison)),
+        Section("Four rungs", table=rungs_table(comparison)),
         Section("Memory for each device", table=_terms_table(comparison.terms)),
         Section("The GPUs over the run", table=devices.table(record, reading.measured)),
         Section("GPU memory over the run", quoted=tuple(devices.timeline(record))),
@@ -171,12 +177,19 @@ def _gpu(scenario: Scenario) -> str:
 # -- tables --------------------------------------------------------------------------------------------
 
 
+def term_words(term: str) -> str:
+    """A term as reports call it."""
+    return TERM_WORDS.get(term, term)
+
+
 def verdict(holds: bool | None) -> str:
     """yes, no or a dash."""
     return "–" if holds is None else "yes" if holds else "NO"
 
 
-def _rungs_table(comparison: Comparison) -> Table:
+def rungs_table(comparison: Comparison, questions: dict[str, str] = QUESTIONS) -> Table:
+    """Each rung with its question, verdicts, margin and limit."""
+
     def margin(row: RungRow) -> str:
         if row.margin is None:
             return "–"
@@ -187,8 +200,8 @@ def _rungs_table(comparison: Comparison) -> Table:
         return f"{row.margin / scale:+.1f} ({row.margin_low / scale:+.1f} … {row.margin_high / scale:+.1f}){unit}"
 
     rows = tuple(
-        (r.rung, QUESTIONS[r.rung], verdict(r.predicted), verdict(r.measured), margin(r),
-         TERM_WORDS.get(r.limited_by or "", r.limited_by or "–"))
+        (r.rung, questions[r.rung], verdict(r.predicted), verdict(r.measured), margin(r),
+         term_words(r.limited_by or "–"))
         for r in comparison.rungs
     )  # fmt: skip
     return Table(
@@ -211,7 +224,7 @@ def _terms_table(terms: Sequence[TermRow]) -> Table:
 
     for t in terms:
         span = f"{size(t.low)} – {size(t.high)}" if t.low is not None and t.high is not None else "–"
-        row = [t.phase if t.phase != seen else "", TERM_WORDS.get(t.term, t.term), size(t.predicted), span]
+        row = [t.phase if t.phase != seen else "", term_words(t.term), size(t.predicted), span]
         if measured:
             percent = "–" if t.error_pct is None else f"{t.error_pct:+.1f}"
             within = "" if t.inside is None else verdict(t.inside)

@@ -16,6 +16,11 @@ def document(reading: Reading) -> dict[str, Any]:
     """The document of one run."""
     met, failed = check(reading.scenario.expect, reading.comparison, reading.scenario.slo)
     measured = reading.measured
+    training: dict[str, Any] = {}
+    if reading.scenario.kind == "finetune":
+        from harness.report import finetune
+
+        training = {"training": finetune.document(reading.scenario, reading.record.prediction)}
     return {
         "schema": SCHEMA,
         "scenario": reading.scenario.name,
@@ -26,6 +31,7 @@ def document(reading: Reading) -> dict[str, Any]:
         "prediction": _account(reading.record.prediction),
         "measurement": _account(measured) if measured else None,
         "engine_says": list(measured.engine_says if measured else reading.record.prediction.engine_says),
+        **training,
     }
 
 

@@ -13,10 +13,11 @@ from harness.scenario.reading import load_scenario, parse_scenario
 from harness.scenario.scenario import Scenario, schema
 from harness.scenario.slo import Slo
 from harness.scenario.trace import Trace
+from harness.scenario.training import Lora, Training
 from harness.scenario.weights import Weights
 
 __all__ = [
-    "Empirical", "Engine", "Expect", "Gpu", "Lengths", "Load", "Lognormal", "Normal", "Scenario", "Slo", "Trace",
-    "Uniform", "Weights", "load_scenario", "longest", "longest_prompt", "longest_request", "parse_scenario", "schema",
-    "shortest",
+    "Empirical", "Engine", "Expect", "Gpu", "Lengths", "Load", "Lognormal", "Lora", "Normal", "Scenario", "Slo",
+    "Trace", "Training", "Uniform", "Weights", "load_scenario", "longest", "longest_prompt", "longest_request",
+    "parse_scenario", "schema", "shortest",
 ]  # fmt: skip

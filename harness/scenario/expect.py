@@ -14,6 +14,7 @@ from harness.scenario.fields import Part
 LIMITS = (
     "kv_cache", "weights", "runtime_at_init", "other_processes", "non_torch_increase", "activation_peak", "cuda_graphs",
     "memory", "engine",
+    "master_weights", "adapters", "optimizer", "gradients", "activations", "logits", "workspace",  # of a training step
 )  # fmt: skip
 
 
@@ -33,6 +34,7 @@ class Expect(Part):
     starts: bool | None = None
     holds: bool | None = None
     slo: bool | None = Field(None, description="whether the load meets the slo")
+    steps: bool | None = Field(None, description="of kind: finetune: whether a training step fits")
     limited_by: Annotated[str, BeforeValidator(_limit)] | None = Field(
         None, description="the term that stops the first rung not reached"
     )

@@ -19,6 +19,7 @@ from harness.scenario.lengths import LENGTH_FORMS
 from harness.scenario.load import load_faults
 from harness.scenario.scenario import Scenario, config_folder
 from harness.scenario.slo import slo_faults
+from harness.scenario.training import training_faults
 from harness.scenario.weights import weight_faults
 
 
@@ -89,9 +90,11 @@ _FORMS: dict[str, dict[str, type[BaseModel] | None]] = {
 def _inconsistencies(s: Scenario) -> Iterator[Fault]:
     """Faults that lie between keys."""
     yield from device_faults(s)
-    yield from engine_faults(s)
-    yield from slo_faults(s)
-    yield from weight_faults(s.weights)
+    yield from training_faults(s)
+    if s.kind == "serve":
+        yield from engine_faults(s)
+        yield from slo_faults(s)
+        yield from weight_faults(s.weights)
     architecture = None
     if isinstance(s.model, str) and not _is_known(s.model, s._folder):
         yield ("model",), _no_such_model(s.model, s._folder)
@@ -100,7 +103,7 @@ def _inconsistencies(s: Scenario) -> Iterator[Fault]:
             architecture = from_config(s.config())
         except UsageError as error:
             yield _config_fault(s, str(error))
-    if s.load is not None:
+    if s.load is not None and s.kind == "serve":
         unread = list(s.load.read_files(s._folder))
         yield from unread or load_faults(s, s.load, architecture)
 

@@ -18,6 +18,7 @@ from harness.scenario.expect import Expect
 from harness.scenario.fields import Part
 from harness.scenario.load import Load
 from harness.scenario.slo import Slo
+from harness.scenario.training import Training
 from harness.scenario.weights import Weights
 
 
@@ -31,6 +32,7 @@ class Scenario(Part):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")] = Field(
         description="a name of letters, digits, '.', '_' or '-' (80 at most)"
     )
+    kind: Literal["serve", "finetune"] = Field("serve", description="serve: a vLLM server; finetune: a training step")
     question: Annotated[str, Field(max_length=2000)] = ""
     model: Annotated[
         Annotated[str, Field(min_length=1, max_length=500), Tag("name")] | Annotated[dict[str, Any], Tag("config")],
@@ -45,6 +47,7 @@ class Scenario(Part):
         description="such as {shape: closed, users: 4, requests: 8, prompt_tokens: 512, output_tokens: 128}",
     )
     slo: Slo | None = Field(None, description="such as {ttft_p95_s: 2, itl_p95_s: 0.1}")
+    training: Training | None = Field(None, description="of kind: finetune, such as {method: qlora}")
     expect: Expect = Field(Expect(), description="such as {starts: true, holds: false}")
 
     _folder: Path = Path()
