@@ -21,7 +21,8 @@ from harness.predict.finetune.states import (
 )
 from harness.predict.finetune.step import BETWEEN, MOMENTS
 from harness.predict.finetune.ways import ways
-from harness.report.content import Report, Section, Table, rungs_table, term_words, verdict
+from harness.report.content import Report, Section, rungs_table, term_words, verdict
+from harness.report.table import Table
 from harness.scenario import Scenario, Training
 from harness.units import GIB, human
 
