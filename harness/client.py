@@ -121,6 +121,7 @@ class Client:
             "stream": True,
             "stream_options": {"include_usage": True},
             **({"return_token_ids": True} if keep_ids else {}),
+            **({"priority": request.priority} if request.priority else {}),
             **({} if self._logprobs is None else {"logprobs": self._logprobs}),
         }
         sent, first, last = time.monotonic_ns(), None, 0

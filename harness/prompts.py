@@ -22,30 +22,32 @@ QUESTIONS = (
 )
 
 
-def made_up(seed: int, vocab_size: int, shared_prefix_tokens: int) -> PromptOf:
-    """Random token ids; no two prompts share a block beyond the prefix that all of them share."""
-    return lambda request, said: prompt_ids(request, seed, vocab_size, shared_prefix_tokens, said)
+def made_up(seed: int, vocab_size: int, common_tokens: int) -> PromptOf:
+    """Random token ids; no two prompts share a block but for what the load has them share."""
+    return lambda request, said: prompt_ids(request, seed, vocab_size, common_tokens, said)
 
 
-async def real_text(client: Client, shared_prefix_tokens: int) -> PromptOf:
+async def real_text(client: Client, common_tokens: int) -> PromptOf:
     """A piece of our own prose that begins at another place for each request, then a question.
 
-    All of it follows the same ``shared_prefix_tokens`` tokens of that prose.
+    All of it follows the same ``common_tokens`` tokens of that prose, and the pieces that the request shares with some.
 
     The server's own tokenizer makes the ids. Raises EngineError where it has none.
     """
     prose = await _tokenize(client, files("harness.catalog").joinpath("prose.txt").read_text(encoding="utf-8"))
-    shared = (prose * (shared_prefix_tokens // len(prose) + 1))[:shared_prefix_tokens]
+
+    def from_place(start: int, count: int) -> list[int]:
+        return (prose[start % len(prose) :] + prose * (count // len(prose) + 1))[:count]
+
     questions = [await _tokenize(client, "\n\n" + q) for q in QUESTIONS]
 
     def prompt_of(request: Request, said: Sequence[int]) -> list[int]:
-        begin = list(said) or shared
+        begin = list(said) or from_place(0, common_tokens)
+        for piece, count in () if said else request.pieces:
+            begin += from_place(53 * (piece + 1), count)
         own = request.prompt_tokens - len(begin)
         question = questions[request.index % len(questions)][-own:]
-        room = own - len(question)
-        start = request.index * 37 % len(prose)
-        repeated = prose[start:] + prose * (room // len(prose) + 1)
-        return begin + repeated[:room] + question
+        return begin + from_place(37 * request.index, own - len(question)) + question
 
     return prompt_of
 

@@ -351,9 +351,9 @@ class _Run:
         load, self.progress.total = self.load, self.load.requests
         try:
             prompt_of = (
-                await prompts.real_text(client, load.shared_prefix_tokens)
+                await prompts.real_text(client, load.common_tokens)
                 if self.session.real_text
-                else prompts.made_up(load.seed, self.session.vocab_size, load.shared_prefix_tokens)
+                else prompts.made_up(load.seed, self.session.vocab_size, load.common_tokens)
             )
         except EngineError as error:
             gone = await self._gone(client)

@@ -33,27 +33,37 @@ class Request:
 def stream(load: Load) -> Iterator[Request]:
     """The requests of ``load`` in the order in which they are sent, conversation by conversation, drawn one by one."""
     rng, times = random.Random(load.seed), arrivals_s(load)
+    # Drawn apart: the lengths are the same with and without them.
+    ranks, prefixes = (random.Random(f"{load.seed}/{what}") for what in ("priorities", "prefixes"))
+
+    def priority() -> int:
+        return ranks.choice(load.priorities) if load.priorities else 0
+
     for i in range(load.conversations):
         time_s = next(times) if times else None
         if load.trace is not None:
-            yield _recorded(i, load.trace.rows[i], HASH_TOKENS.get(load.trace.format, 0), time_s)
+            yield _recorded(i, load.trace.rows[i], HASH_TOKENS.get(load.trace.format, 0), time_s, priority())
             continue
+        pieces: tuple[tuple[int, int], ...] = ()
+        if load.shared_prefixes > 1:
+            pieces = ((prefixes.randrange(load.shared_prefixes), load.shared_prefix_tokens),)
         said = 0
         for turn in range(load.turns):
             said += _draw(load.turn_tokens if turn else load.prompt_tokens, rng)
             output = _draw(load.output_tokens, rng)
-            yield Request(i * load.turns + turn, said, output, i, turn, None if turn else time_s)
+            when = None if turn else time_s
+            yield Request(i * load.turns + turn, said, output, i, turn, when, pieces, priority())
             said += output
 
 
-def _recorded(index: int, row: Row, hash_tokens: int, time_s: float | None) -> Request:
+def _recorded(index: int, row: Row, hash_tokens: int, time_s: float | None, priority: int) -> Request:
     """A row of a trace; one without hash_ids has a prompt like no other."""
     left, pieces = row.prompt_tokens, []
     for piece in row.hash_ids:
         if left > 0:
             pieces.append((piece, min(hash_tokens, left)))
         left -= hash_tokens
-    return Request(index, row.prompt_tokens, row.output_tokens, index, 0, time_s, tuple(pieces))
+    return Request(index, row.prompt_tokens, row.output_tokens, index, 0, time_s, tuple(pieces), priority)
 
 
 def arrivals_s(load: Load) -> Iterator[float] | None:
@@ -98,7 +108,7 @@ def _draw(lengths: Lengths | None, rng: random.Random) -> int:
 
 
 def prompt_ids(
-    request: Request, seed: int, vocab_size: int, shared_prefix_tokens: int = 0, said: Sequence[int] = ()
+    request: Request, seed: int, vocab_size: int, common_tokens: int = 0, said: Sequence[int] = ()
 ) -> list[int]:
     """Token ids of a prompt: what is common to all (or ``said`` before in its conversation), then its own.
 
@@ -110,7 +120,7 @@ def prompt_ids(
     def drawn(what: object, count: int) -> list[int]:
         return random.Random(f"{seed}/{what}").choices(ids, k=count)
 
-    begin = list(said) or drawn("shared", shared_prefix_tokens)
-    for piece, count in request.pieces:
+    begin = list(said) or drawn("shared", common_tokens)
+    for piece, count in () if said else request.pieces:
         begin += drawn(f"piece/{piece}", count)
     return begin + drawn(request.index, request.prompt_tokens - len(begin))

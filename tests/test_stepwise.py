@@ -11,9 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from harness import traffic
 from harness.predict.limits import bounds
 from harness.scenario import Load, parse_scenario
-from harness.simulate import Limits, arrivals
+from harness.simulate import Limits, arrivals, simulate
 from harness.simulate.limits import Speculation
 from harness.simulate.stepwise import Job, Stepwise
 from harness.simulate.tables import CHUNKED, FULL, SLIDING, STATE, Table
@@ -207,3 +208,26 @@ def test_models_as_scenarios_have_them(model: str, tables: int, async_scheduling
     ]
     ran = against_vllm(work, 16, replace(limits, num_blocks=max(max(sizes) + 1, sum(sizes) // 4)))
     assert ran.preemptions or ran.waited_for_kv
+
+
+@needs_vllm
+@pytest.mark.parametrize("async_scheduling", [False, True])
+def test_loads_as_scenarios_state_them(async_scheduling: bool) -> None:
+    """Three system prompts, three priorities: what the load says is what runs, and what vLLM makes of it."""
+    import vllm_scheduler
+
+    work = Load.model_validate(
+        {
+            "shape": "closed", "users": 12, "requests": 60, "seed": 3, "shared_prefix_tokens": 100,
+            "prompt_tokens": {"distribution": "uniform", "low": 101, "high": 300}, "output_tokens": 60,
+            "shared_prefixes": 3, "turns": 2, "turn_tokens": 30, "priorities": [0, 0, 1, 5],
+        }
+    )  # fmt: skip
+    limits = Limits(80, 16, 8, 128, 1024, scheduling_policy="priority", async_scheduling=async_scheduling)
+    ours, counts = simulate(work, limits), []
+    vllm_scheduler.run(work, limits, per_step=counts)
+    assert [tuple(p[1:]) for p in ours.timeline] == counts and ours.figures.preemptions
+    assert len({r.pieces for r in traffic.requests(work)}) == 3
+    assert {r.priority for r in traffic.requests(work)} == {0, 1, 5}
+    one = simulate(work.model_copy(update={"shared_prefixes": 1}), limits)
+    assert one.figures.peak_blocks_needed < ours.figures.peak_blocks_needed

@@ -151,7 +151,7 @@ def run(
 
     def add(r: Any) -> None:
         said = prompts[r.index - 1] + [10 + r.index - 1] * known[r.index - 1].output_tokens if r.turn else []
-        prompts[r.index], known[r.index] = prompt_ids(r, load.seed, VOCABULARY, load.shared_prefix_tokens, said), r
+        prompts[r.index], known[r.index] = prompt_ids(r, load.seed, VOCABULARY, load.common_tokens, said), r
         scheduler.add_request(
             Request(
                 f"r{r.index}", prompts[r.index], SamplingParams(max_tokens=r.output_tokens, ignore_eos=True), None,

@@ -61,6 +61,7 @@ def limits_of(engine: Engine, chosen: Settings, num_blocks: int, architecture: A
         scheduler_reserve_full_isl=engine.scheduler_reserve_full_isl,
         watermark=engine.watermark,
         async_scheduling=engine.async_scheduling,
+        scheduling_policy=engine.scheduling_policy,
         tables=_tables(groups(architecture, chosen)),
     )
 

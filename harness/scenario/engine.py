@@ -78,7 +78,9 @@ class Engine(Part):
         "weights", description="whether ranks split the vision tower's weights, or each holds them whole"
     )
     skip_mm_profiling: bool = Field(False, description="profile a multimodal model without its vision tower")
-    scheduling_policy: Literal["fcfs"] = Field("fcfs", description="first come, first served (priority: not yet)")
+    scheduling_policy: Literal["fcfs", "priority"] = Field(
+        "fcfs", description="first come, first served; or by load.priorities, who also decide who is preempted"
+    )
 
 
 # What bench says itself, and what loads code that the scenario does not show.

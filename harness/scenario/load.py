@@ -32,6 +32,9 @@ _WHY = {
 }
 
 
+Priorities = Annotated[list[Annotated[int, Field(ge=-(2**31), lt=2**31)]], Field(min_length=1, max_length=1000)]
+
+
 class Load(Part):
     """Requests: how many, how long, and when."""
 
@@ -53,7 +56,13 @@ class Load(Part):
     prompt_tokens: Lengths | None = Field(None, description=LENGTHS)
     output_tokens: Lengths | None = Field(None, description=LENGTHS)
     shared_prefix_tokens: Annotated[int, Field(ge=0, le=10_000_000)] = Field(
-        0, description="how many first tokens all prompts have in common, such as a system prompt"
+        0, description="how many first tokens prompts have in common, such as a system prompt"
+    )
+    shared_prefixes: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        1, description="how many such prefixes there are; each conversation begins with one of them, each as likely"
+    )
+    priorities: Priorities | None = Field(
+        None, description="a request's priority is one of these, each as likely; the least goes first"
     )
     turns: Annotated[int, Field(ge=1, le=10_000)] = Field(
         1, description="requests of a conversation: each prompt is all that was said before and something new"
@@ -77,6 +86,11 @@ class Load(Part):
     def conversations(self) -> int:
         """How many conversations there are; each request is one where there are no turns."""
         return self.requests // self.turns
+
+    @property
+    def common_tokens(self) -> int:
+        """How many first tokens all prompts have in common."""
+        return self.shared_prefix_tokens if self.shared_prefixes == 1 else 0
 
     @property
     def concurrency(self) -> int:
@@ -133,6 +147,12 @@ def load_faults(s: Scenario, load: Load, architecture: Architecture | None) -> I
             ("load", "shared_prefix_tokens"),
             f"expected less than the shortest prompt ({least:,} tokens), which it is the beginning of",
         )
+    if load.shared_prefixes > 1 and not load.shared_prefix_tokens:
+        yield ("load", "shared_prefixes"), "there are no shared prefixes: say load.shared_prefix_tokens"
+    if load.shared_prefixes > 1 and load.trace is not None:
+        yield ("load", "shared_prefixes"), "a trace has its own prompts"
+    if load.priorities is not None and s.engine.scheduling_policy != "priority":
+        yield ("load", "priorities"), "vLLM takes none unless engine.scheduling_policy is priority"
     limit, whose = s.engine.max_model_len, "engine.max_model_len"
     if limit is None and architecture is not None:
         limit, whose = architecture.default_model_len, f"the model's own {architecture.max_len_key}"

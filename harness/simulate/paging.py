@@ -52,7 +52,7 @@ def compare(load: Load, limits: Limits) -> tuple[Use, ...]:
     if limits.tables:
         raise UsageError(f"paging is compared on full attention alone; this model has {described(limits.tables)}")
     check(load, limits)
-    load = load.model_copy(update={"shared_prefix_tokens": 0})
+    load = load.model_copy(update={"shared_prefix_tokens": 0, "shared_prefixes": 1})
     limits = replace(limits, enable_prefix_caching=False)
     tokens = (limits.num_blocks - 1) * limits.block_size
 

@@ -92,11 +92,16 @@ def holds(load: Load, limits: Limits, step_time: StepTime = TIMELESS) -> bool:
 
 def by_blocks(load: Load, limits: Limits) -> bool:
     """Whether counts do not tell what ``load`` does: it takes the scheduler that knows every block."""
-    if limits.long_prefill_token_threshold and (limits.async_scheduling or load.shared_prefix_tokens):
+    if limits.long_prefill_token_threshold and (limits.async_scheduling or load.common_tokens):
         return True
-    if limits.enable_prefix_caching and load.trace and any(row.hash_ids for row in load.trace.rows[: load.requests]):
+    if limits.enable_prefix_caching and _shares_pieces(load):
         return True
     return bool(limits.scheduling_policy != "fcfs" or limits.max_loras or limits.speculation.tokens or limits.tables)
+
+
+def _shares_pieces(load: Load) -> bool:
+    rows = load.trace.rows[: load.requests] if load.trace else ()
+    return load.shared_prefixes > 1 or any(row.hash_ids for row in rows)
 
 
 def check(load: Load, limits: Limits) -> None:
@@ -124,7 +129,7 @@ class Run(Driver[Sequence]):
         super().__init__(limits, waiting, num_blocks, step_time)
         self.pool = BlockPool(
             num_blocks, caching=limits.enable_prefix_caching,
-            shared_blocks=load.shared_prefix_tokens // limits.block_size,
+            shared_blocks=load.common_tokens // limits.block_size,
         )  # fmt: skip
         self.running: dict[int, Sequence] = {}  # in the order of admission, as vLLM's list
         self.prefilling: dict[int, Sequence] = {}  # those of them whose input is not computed yet

@@ -67,7 +67,7 @@ class Stepwise(Driver[Job]):
     """A load on a pool, every step by itself."""
 
     def __init__(self, load: Load, limits: Limits, num_blocks: int, step_time: StepTime = TIMELESS) -> None:
-        pieces, tables = Pieces(load.shared_prefix_tokens), limits.block_tables
+        pieces, tables = Pieces(load.common_tokens), limits.block_tables
         self._by_priority = limits.scheduling_policy == "priority"
 
         numbers = count()
