@@ -86,6 +86,8 @@ def obstacle(mode: Mode, scenario: Scenario, prediction: Account) -> str | None:
         return "a training step is predicted, not run"
     if scenario.load is None:
         return "the scenario has no load"
+    if scenario.load.adapters:
+        return "the load asks for LoRA adapters, and there are none to serve"
     try:
         if mode is Mode.MEASURED and scenario.gpu is not None:
             _here(scenario)
@@ -164,7 +166,7 @@ def limits_of(scenario: Scenario, kv: KvPool) -> Limits:
 
 
 # Limits that no argument of the same name gives.
-_NOT_ARGUMENTS = ("num_blocks", "tables", "speculation")
+_NOT_ARGUMENTS = ("num_blocks", "tables", "speculation", "max_loras")
 
 
 def _scheduler_arguments(bounds: Limits) -> Arguments:

@@ -34,15 +34,16 @@ def stream(load: Load) -> Iterator[Request]:
     """The requests of ``load`` in the order in which they are sent, conversation by conversation, drawn one by one."""
     rng, times = random.Random(load.seed), arrivals_s(load)
     # Drawn apart: the lengths are the same with and without them.
-    ranks, prefixes = (random.Random(f"{load.seed}/{what}") for what in ("priorities", "prefixes"))
+    ranks, prefixes, adapters = (random.Random(f"{load.seed}/{what}") for what in ("ranks", "prefixes", "adapters"))
 
     def priority() -> int:
         return ranks.choice(load.priorities) if load.priorities else 0
 
     for i in range(load.conversations):
         time_s = next(times) if times else None
+        adapter = adapters.randint(1, load.adapters) if load.adapters else 0
         if load.trace is not None:
-            yield _recorded(i, load.trace.rows[i], HASH_TOKENS.get(load.trace.format, 0), time_s, priority())
+            yield _recorded(i, load.trace.rows[i], HASH_TOKENS.get(load.trace.format, 0), time_s, priority(), adapter)
             continue
         pieces: tuple[tuple[int, int], ...] = ()
         if load.shared_prefixes > 1:
@@ -52,18 +53,20 @@ def stream(load: Load) -> Iterator[Request]:
             said += _draw(load.turn_tokens if turn else load.prompt_tokens, rng)
             output = _draw(load.output_tokens, rng)
             when = None if turn else time_s
-            yield Request(i * load.turns + turn, said, output, i, turn, when, pieces, priority())
+            yield Request(i * load.turns + turn, said, output, i, turn, when, pieces, priority(), adapter)
             said += output
 
 
-def _recorded(index: int, row: Row, hash_tokens: int, time_s: float | None, priority: int) -> Request:
+def _recorded(
+    index: int, row: Row, hash_tokens: int, time_s: float | None, priority: int, adapter: int
+) -> Request:  # fmt: skip
     """A row of a trace; one without hash_ids has a prompt like no other."""
     left, pieces = row.prompt_tokens, []
     for piece in row.hash_ids:
         if left > 0:
             pieces.append((piece, min(hash_tokens, left)))
         left -= hash_tokens
-    return Request(index, row.prompt_tokens, row.output_tokens, index, 0, time_s, tuple(pieces), priority)
+    return Request(index, row.prompt_tokens, row.output_tokens, index, 0, time_s, tuple(pieces), priority, adapter)
 
 
 def arrivals_s(load: Load) -> Iterator[float] | None:

@@ -220,14 +220,15 @@ def test_loads_as_scenarios_state_them(async_scheduling: bool) -> None:
         {
             "shape": "closed", "users": 12, "requests": 60, "seed": 3, "shared_prefix_tokens": 100,
             "prompt_tokens": {"distribution": "uniform", "low": 101, "high": 300}, "output_tokens": 60,
-            "shared_prefixes": 3, "turns": 2, "turn_tokens": 30, "priorities": [0, 0, 1, 5],
+            "shared_prefixes": 3, "turns": 2, "turn_tokens": 30, "priorities": [0, 0, 1, 5], "adapters": 2,
         }
     )  # fmt: skip
-    limits = Limits(80, 16, 8, 128, 1024, scheduling_policy="priority", async_scheduling=async_scheduling)
+    limits = Limits(80, 16, 8, 128, 1024, scheduling_policy="priority", max_loras=1, async_scheduling=async_scheduling)
     ours, counts = simulate(work, limits), []
     vllm_scheduler.run(work, limits, per_step=counts)
-    assert [tuple(p[1:]) for p in ours.timeline] == counts and ours.figures.preemptions
-    assert len({r.pieces for r in traffic.requests(work)}) == 3
-    assert {r.priority for r in traffic.requests(work)} == {0, 1, 5}
+    assert [tuple(p[1:5]) for p in ours.timeline] == counts and ours.figures.preemptions
+    drawn = traffic.requests(work)
+    assert len({r.pieces for r in drawn}) == 3
+    assert ({r.priority for r in drawn}, {r.adapter for r in drawn}) == ({0, 1, 5}, {1, 2})
     one = simulate(work.model_copy(update={"shared_prefixes": 1}), limits)
     assert one.figures.peak_blocks_needed < ours.figures.peak_blocks_needed

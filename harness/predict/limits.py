@@ -62,6 +62,7 @@ def limits_of(engine: Engine, chosen: Settings, num_blocks: int, architecture: A
         watermark=engine.watermark,
         async_scheduling=engine.async_scheduling,
         scheduling_policy=engine.scheduling_policy,
+        max_loras=chosen.max_loras,
         tables=_tables(groups(architecture, chosen)),
     )
 

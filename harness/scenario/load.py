@@ -64,6 +64,9 @@ class Load(Part):
     priorities: Priorities | None = Field(
         None, description="a request's priority is one of these, each as likely; the least goes first"
     )
+    adapters: Annotated[int, Field(ge=0, le=100_000)] = Field(
+        0, description="LoRA adapters that conversations ask for, one each; engine.max_loras of them run at once"
+    )
     turns: Annotated[int, Field(ge=1, le=10_000)] = Field(
         1, description="requests of a conversation: each prompt is all that was said before and something new"
     )
@@ -153,6 +156,8 @@ def load_faults(s: Scenario, load: Load, architecture: Architecture | None) -> I
         yield ("load", "shared_prefixes"), "a trace has its own prompts"
     if load.priorities is not None and s.engine.scheduling_policy != "priority":
         yield ("load", "priorities"), "vLLM takes none unless engine.scheduling_policy is priority"
+    if load.adapters and not s.engine.enable_lora:
+        yield ("load", "adapters"), "without engine.enable_lora: true there are none"
     limit, whose = s.engine.max_model_len, "engine.max_model_len"
     if limit is None and architecture is not None:
         limit, whose = architecture.default_model_len, f"the model's own {architecture.max_len_key}"

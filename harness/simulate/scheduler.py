@@ -96,7 +96,7 @@ def by_blocks(load: Load, limits: Limits) -> bool:
         return True
     if limits.enable_prefix_caching and _shares_pieces(load):
         return True
-    return bool(limits.scheduling_policy != "fcfs" or limits.max_loras or limits.speculation.tokens or limits.tables)
+    return bool(limits.scheduling_policy != "fcfs" or load.adapters or limits.speculation.tokens or limits.tables)
 
 
 def _shares_pieces(load: Load) -> bool:
