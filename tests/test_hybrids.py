@@ -1,0 +1,110 @@
+"""Hybrids against public vLLM logs, and figures that vLLM's own planner gave for them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from harness.architecture import FULL, STATE, KvLayer, State, from_config
+from harness.errors import UsageError
+from harness.predict import kv_cache
+from harness.predict.settings import settings
+from harness.scenario import parse_scenario
+from harness.units import GIB
+
+
+def resolved(model: str, length: int, engine: str = "", gpu: str = "{name: h100}") -> tuple[Any, Any]:
+    scenario = parse_scenario(f"name: x\nmodel: {model}\ngpu: {gpu}\nengine: {{max_model_len: {length}, {engine}}}\n")
+    return from_config(scenario.config()), settings(scenario)
+
+
+# https://github.com/noonghunna/club-3090/issues/612 (vLLM 0.24.0, RTX 5090): Available KV cache memory: 5.98 GiB, GPU KV
+# cache size: 567,978 tokens, Maximum concurrency for 131,072 tokens per request: 4.33x.
+def test_a_public_log_of_a_gated_delta_net():
+    # Qwen3.6-35B-A3B, whose text stack is that of Qwen3.5-35B-A3B.
+    architecture, chosen = resolved("Qwen/Qwen3.5-35B-A3B", 131_072, 'vllm: "0.24", kv_cache_dtype: fp8')
+    assert chosen.block_size == 2096
+    block = kv_cache.bytes_per_block(architecture, chosen)
+    blocks = {int(gib * GIB) // block for gib in (5.975, 5.98, 5.985)}  # the log rounds
+    pools = [kv_cache.pool(architecture, chosen, n) for n in blocks]
+    assert (567_978, "4.33") in [(p.tokens, f"{p.max_concurrency:.2f}") for p in pools]
+
+
+# https://github.com/ROCm/ROCm/issues/6055 (vLLM 0.18.1): Setting attention block size to 1056 tokens, padding mamba page
+# size by 0.76%.
+def test_a_public_log_of_the_block_that_a_state_needs():
+    architecture, chosen = resolved("Qwen/Qwen3.5-35B-A3B", 8192)
+    assert chosen.block_size == 1056
+    state = next(k.state for k in architecture.kv_kinds if k.state)
+    page = kv_cache.groups(architecture, chosen)[0].page_bytes
+    assert f"{100 * (page / state.bytes_on_rank(1, 2, 4) - 1):.2f}" == "0.76"
+
+
+def test_states_without_aligned_blocks_as_vllms_planner_counts_them():
+    """What the planner says of specs that no engine has aligned: attention's pages padded to the state's."""
+    architecture, chosen = resolved("nvidia/Nemotron-H-56B-Base-8K", 8192)
+    chosen = replace(chosen, block_size=16)
+    needed = kv_cache.request_blocks(architecture, chosen, 8192) * kv_cache.bytes_per_block(architecture, chosen)
+    assert f"{needed / GIB:.2f}" == "83.42"
+    mixed = (KvLayer(FULL, 8, 256), *(KvLayer(STATE, 0, 0, state=State(12_288, 1 << 20, checkpoints=1)),) * 3) * 12
+    shape = replace(architecture, layers=48, kv_layers=tuple((cache,) for cache in mixed))
+    pool = kv_cache.pool(
+        shape, replace(chosen, state_dtype_bytes=2),
+        20 * GIB // kv_cache.bytes_per_block(shape, replace(chosen, state_dtype_bytes=2)),
+    )  # fmt: skip
+    assert (pool.num_blocks, f"{pool.max_concurrency:.2f}") == (843, "1.62")
+
+
+def test_an_engine_aligns_them_and_needs_one_part_in_26():
+    architecture, chosen = resolved("nvidia/Nemotron-H-56B-Base-8K", 8192)
+    assert chosen.block_size == 4128  # tokens of 4 KiB each in a layer: no smaller than a state of 16.1 MiB
+    needed = kv_cache.request_blocks(architecture, chosen, 8192) * kv_cache.bytes_per_block(architecture, chosen)
+    assert f"{needed / GIB:.2f}" == "3.15"
+
+
+def test_the_number_type_of_a_state_is_the_configs_or_the_engines():
+    for engine, size in (("", 4), ("mamba_ssm_cache_dtype: float16", 2)):
+        assert resolved("nvidia/Nemotron-H-56B-Base-8K", 8192, engine)[1].state_dtype_bytes == size
+
+
+@pytest.mark.parametrize(
+    ("model", "engine", "gpu", "block_size", "row"),
+    [
+        ("deepseek-v3", "", "{name: h100}", 16, 1152),
+        ("deepseek-v3", "kv_cache_dtype: fp8", "{name: h100}", 64, 576),  # FlashMLA's own
+        ("deepseek-v3", "", "{name: b200}", 32, 1152),  # FlashInfer's
+        ("deepseek-v3", "", "{name: a100-sxm-80gb}", 16, 1152),
+        ("deepseek-ai/DeepSeek-V3.2", "", "{name: h100}", 64, 1152),
+        ("deepseek-ai/DeepSeek-V3.2", "kv_cache_dtype: fp8", "{name: h100}", 64, 656),  # FlashMLA's packed row
+        ("deepseek-ai/DeepSeek-V3.2", "kv_cache_dtype: fp8", "{name: b200}", 64, 576),
+        ("zai-org/GLM-5.2", "", "{name: b200}", 64, 576),  # fp8 by default there
+        ("llama-3.1-8b", "kv_cache_dtype: nvfp4", "{name: b200}", 16, 144),
+    ],
+)
+def test_the_row_and_the_block_are_those_of_the_gpus_backend(
+    model: str, engine: str, gpu: str, block_size: int, row: int
+):
+    architecture, chosen = resolved(model, 8192, engine, gpu)
+    assert chosen.block_size == block_size
+    cache = architecture.kv_layers[-1][0]
+    assert cache.bytes_per_token(1, chosen.kv_dtype_bytes) == row * cache.heads_on_rank(1)
+
+
+@pytest.mark.parametrize(
+    ("model", "engine", "gpu", "said"),
+    [
+        ("deepseek-ai/DeepSeek-V3.2", "", "{name: a100-sxm-80gb}", "No valid attention backend found for cuda"),
+        ("deepseek-v3", "kv_cache_dtype: nvfp4", "{name: b200}", "nvfp4 KV cache is not supported with MLA"),
+        ("gemma-2-9b", "decode_context_parallel_size: 2, tensor_parallel_size: 16", "{name: h100, count: 16}",
+         "DCP not support sliding window"),
+        ("deepseek-v3", "decode_context_parallel_size: 3, tensor_parallel_size: 8", "{name: h100, count: 8}",
+         "tp_size=8 must be divisible by dcp_size=3"),
+    ],
+)  # fmt: skip
+def test_what_vllm_refuses_is_refused(model: str, engine: str, gpu: str, said: str):
+    with pytest.raises(UsageError) as caught:
+        resolved(model, 8192, engine, gpu)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
