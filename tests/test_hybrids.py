@@ -20,8 +20,8 @@ def resolved(model: str, length: int, engine: str = "", gpu: str = "{name: h100}
     return from_config(scenario.config()), settings(scenario)
 
 
-# https://github.com/noonghunna/club-3090/issues/612 (vLLM 0.24.0, RTX 5090): Available KV cache memory: 5.98 GiB, GPU KV
-# cache size: 567,978 tokens, Maximum concurrency for 131,072 tokens per request: 4.33x.
+# https://github.com/noonghunna/club-3090/issues/612 (vLLM 0.24.0, RTX 5090): Available KV cache memory: 5.98 GiB, GPU
+# KV cache size: 567,978 tokens, Maximum concurrency for 131,072 tokens per request: 4.33x.
 def test_a_public_log_of_a_gated_delta_net():
     # Qwen3.6-35B-A3B, whose text stack is that of Qwen3.5-35B-A3B.
     architecture, chosen = resolved("Qwen/Qwen3.5-35B-A3B", 131_072, 'vllm: "0.24", kv_cache_dtype: fp8')
@@ -32,8 +32,8 @@ def test_a_public_log_of_a_gated_delta_net():
     assert (567_978, "4.33") in [(p.tokens, f"{p.max_concurrency:.2f}") for p in pools]
 
 
-# https://github.com/ROCm/ROCm/issues/6055 (vLLM 0.18.1): Setting attention block size to 1056 tokens, padding mamba page
-# size by 0.76%.
+# https://github.com/ROCm/ROCm/issues/6055 (vLLM 0.18.1): Setting attention block size to 1056 tokens, padding mamba
+# page size by 0.76%.
 def test_a_public_log_of_the_block_that_a_state_needs():
     architecture, chosen = resolved("Qwen/Qwen3.5-35B-A3B", 8192)
     assert chosen.block_size == 1056
