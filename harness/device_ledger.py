@@ -55,7 +55,7 @@ class Rank:
 
 
 def ranks(record: RunRecord) -> list[Rank]:
-    """The workers with their GPUs, the fullest first: the one that is left the fewest bytes for the pool."""
+    """The workers with their GPUs, the fullest first: the one that is left room for the fewest blocks."""
     told, later, logged = record.workers("idle"), record.workers("load"), log_figures.read(record.log_lines)
     gpus, taken = record.gpus, set()
     found = []
@@ -73,7 +73,16 @@ def ranks(record: RunRecord) -> list[Rank]:
                 logged=logged[n] if n < len(logged) else {},
             )
         )
-    return sorted(found, key=lambda r: (r.figure("available_bytes")[0] or 2**62, r.device))
+    return sorted(found, key=lambda r: (_room(r), r.device))
+
+
+def _room(rank: Rank) -> float:
+    """What decides which rank is the fullest: how many blocks it could hold, as a share of those that all of them have;
+    where a rank's own blocks are not known, the bytes that it was left."""
+    available, held = rank.figure("available_bytes")[0], rank.idle.get("kv_bytes")
+    if available is None:
+        return float("inf")
+    return available / held if held else float(available)
 
 
 def _whole(worker: dict[str, Any]) -> Figures:

@@ -71,7 +71,8 @@ def _gpu_notes(record: RunRecord) -> Iterator[str]:
         yield from (f"{stranger}." for stranger in gpu["strangers"])
         if gpu["lost"]:
             yield f"{gpu['name']} could not be read to the end: {gpu['lost']}."
-        yield from (f"{gpu['name']}: {what} not read: {why}." for what, why in gpu["missing"].items())
+        told = {what: why for what, why in gpu["missing"].items() if what != "accounting_peak_bytes"}  # off as a rule
+        yield from (f"{gpu['name']}: {what} not read: {why}." for what, why in told.items())
     if record.attached:
         yield "The server was there before us: its start, its scheduler's steps and its log are not ours to see."
     elif record.on_gpus and not record.workers("idle") and str(Phase.IDLE) in record.marks:

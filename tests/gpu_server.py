@@ -87,6 +87,8 @@ class GpuServer(Misbehaving):
             if words and words[0] == "mig":
                 words[5] = str(int(words[5]) + round(gib * GIB))
             lines.append(" ".join(words))
+        if self.behaviour == "accounted":
+            lines += [f"accounting {uuid} {self.worker} {75 * GIB}" for uuid in self.uuids]
         workers = [f"process {uuid} {self.worker} {round(gib * GIB)}" for uuid in self.uuids] if gib else []
         beside = self.state.with_suffix(".server")
         beside.write_text("\n".join([*lines, *workers, *self.extra]) + "\n")

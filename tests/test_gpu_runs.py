@@ -288,6 +288,8 @@ CASES = (
          scenario={**SCENARIO, "gpu": {"memory": "24 GiB"}}),
     Case("ecc_takes_some", 0, said="This NVIDIA H100 80GB HBM3 states 78.81 GiB, the catalogue 79.65 GiB",
          state=(device(total=80_700 * MIB),)),
+    Case("accounting_is_on", 0, said="the driver's own accounting has 75.00 GiB at our process's peak",
+         behaviour="accounted"),
     Case("too_few", 3, "the scenario has 2 GPUs, this process sees 1", "", scenario=TWO),
     Case("none_visible", 3, "the driver shows no GPU to this process", "",
          environment=(("CUDA_VISIBLE_DEVICES", ""),)),

@@ -19,8 +19,12 @@ import os
 import time
 from typing import Any
 
-from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
+
+try:
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+except ImportError:  # a vLLM without it is not asked for it
+    AsyncScheduler = Scheduler
 
 HEADER = "time_ns,blocks_used,running,waiting,preempted,tokens,blocked_on_kv"
 

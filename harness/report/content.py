@@ -160,12 +160,20 @@ def _lead(reading: Reading) -> Iterable[str]:
         engine = record.manifest.get("engine", {})
         ran = f"{engine.get('distribution', 'vLLM')} {engine.get('version', '')}".strip()
         outcome = OUTCOMES.get(record.outcome, record.outcome)
-        what = "real vLLM, stand-in model" if record.mode == "rehearsal" else "everything real"
+        what = _real(reading)
         yield f"{record.mode.capitalize()} ({what}) by {ran}: {outcome}."
         if record.outcome != "completed" and record.manifest.get("reason"):
             yield f"{record.manifest['reason']}"
     if scenario.engine.trust_remote_code:
         yield "The scenario lets the model's own code run (trust_remote_code: true)."
+
+
+def _real(reading: Reading) -> str:
+    if reading.record.mode == "rehearsal":
+        return "real vLLM, stand-in model"
+    if reading.record.attached:
+        return "a server that was there before"
+    return "random weights, all else real" if reading.scenario.weights.load == "dummy" else "everything real"
 
 
 def _gpu(scenario: Scenario) -> str:

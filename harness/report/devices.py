@@ -89,6 +89,9 @@ def health(record: RunRecord) -> Iterator[str]:
         errors = samples["ecc_uncorrected"].dropna()
         if len(errors) and errors.iloc[-1]:
             yield f"GPU {n} has counted {int(errors.iloc[-1])} uncorrected ECC errors since its driver was loaded."
+        if gpu["accounting_peak_bytes"] is not None:
+            peak = gib(gpu["accounting_peak_bytes"])
+            yield f"GPU {n}: the driver's own accounting has {peak} GiB at our process's peak."
         reasons = samples["throttle_reasons"].dropna().astype(int).tolist()
         slowed = [f"{words} ({100 * sum(bool(r & bit) for r in reasons) / len(reasons):.0f} % of the readings)"
                   for bit, words in _SLOWED.items() if any(r & bit for r in reasons)]  # fmt: skip
