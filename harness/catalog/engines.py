@@ -50,6 +50,7 @@ class EngineDefaults:
     sampler: Sampler
     experts_workspace_kept: bool  # made once and kept, or for each layer anew
     v2_sampler_profiled: bool
+    v2_proposers: tuple[str, ...]  # methods of speculative decoding that it has; others are left to V1
     v2_state_counted: bool
     non_torch_one_rank_gib: float
     graphs_in_budget: bool
@@ -99,6 +100,7 @@ def engine_defaults(
     merged.pop("source")
     v2 = merged.pop("v2_runner")
     runner = V2Runner(**{**v2, "architectures": tuple(v2["architectures"])}) if v2 else None
+    merged["v2_proposers"] = tuple(merged["v2_proposers"])
     merged.update(_batch(data["batch_defaults"], asked, memory_bytes, gpu_name.lower(), entrypoint))
     return EngineDefaults(vllm=version, **merged, v2_runner=runner)
 

@@ -28,6 +28,10 @@ the dtype, tp ranks:
   and freed with it: T*k*(max(2*Ie/tp, H) + Ie/tp)*d, of V0 T*k*(3*Ie/tp + H)*d (fused_moe.py, 0.8.5, 0.7.3). mxfp4
   experts run in Triton kernels whose buffers are freed before the sampler: 0, chosen for what h100-019-51 and -52
   print. Leaves 0.02 GiB or less on h100-019-02, -51, -52, -53 and -66.
+- With proposed tokens Model Runner V1 also checks one for each of S requests: two rows of logits each, a copy of
+  one, the other in float32 twice, its probabilities and the noise twice, 3*d + 20 in place of 12 + d
+  (``_dummy_sampler_run``, vllm/v1/worker/gpu_model_runner.py, and ``RejectionSampler``, 0.19). A draft model's pass
+  follows with the hidden states held: T*H*d + its own layers' path. No run with one is public.
 - c is what is left: fitted on the first two rows of :data:`FITTED_ON`, checked on all others.
 - A vision tower adds what encoder.py says: what is kept of its pass lies under both paths, and the pass is a third one.
 - A stage of a pipeline also holds the hidden states and the residual that it is handed or hands on, 2*T*H*d,
@@ -71,7 +75,7 @@ _V2_BELOW, _V2_ABOVE = 0.15, 0.35
 def activation_peak(architecture: Architecture, settings: Settings, gpu: Gpu, stage: int = 0) -> Estimate:
     """Bytes that the profile run's peak lies above what stays, on one rank of ``stage``."""
     last = stage == settings.pipeline_parallel_size - 1
-    layers = _layers_path(architecture, settings)
+    layers = max(_layers_path(architecture, settings), _drafting(architecture, settings))
     low_sampler, sampler, high_sampler = _sampler_path(architecture, settings, gpu) if last else (0, 0, 0)
     base = _handed(architecture, settings, stage) + experts_workspace(architecture, settings) + _constant(settings)
     peak, which = max((layers, "layers: 3THd + MLP"), (sampler, "sampler: THd + logits"))
@@ -101,6 +105,13 @@ def activation_peak(architecture: Architecture, settings: Settings, gpu: Gpu, st
 def hidden_states(architecture: Architecture, settings: Settings) -> int:
     """Bytes of T tokens' hidden states."""
     return settings.max_num_batched_tokens * architecture.hidden * settings.dtype_bytes
+
+
+def _drafting(architecture: Architecture, settings: Settings) -> int:
+    """Bytes of the draft model's own pass, which follows the other's while its hidden states are held."""
+    if settings.draft is None:
+        return 0
+    return hidden_states(architecture, settings) + _layers_path(settings.draft.architecture, settings)
 
 
 def _handed(architecture: Architecture, settings: Settings, stage: int) -> int:
@@ -160,9 +171,14 @@ def _sampler_path(architecture: Architecture, settings: Settings, gpu: Gpu) -> t
     narrow = hidden + rows * vocab * (12 + d)
     if settings.model_runner == "v0" or defaults.sampler == "sort":
         sorting = hidden + rows * vocab * (36 + d)
-        return narrow, sorting, sorting
+        checking = rows * vocab * 2 * d if settings.num_speculative_tokens else 0
+        return narrow, sorting + checking, sorting + checking
     low, likely, high = _top_k_buffer(gpu, rows, vocab)
-    return narrow + low, narrow + likely, narrow + high
+    low, likely, high = narrow + low, narrow + likely, narrow + high
+    if settings.num_speculative_tokens:
+        one = rows * vocab
+        return low, max(likely + 2 * d * one, hidden + (3 * d + 20) * one), max(high, hidden + (3 * d + 24) * one)
+    return low, likely, high
 
 
 def _top_k_buffer(gpu: Gpu, rows: int, vocab: int) -> tuple[int, int, int]:

@@ -24,7 +24,7 @@ def rungs(
         holds = Rung(RungName.HOLDS, None, reason="the scenario states no load")
     elif starts.holds:
         holds, figures = judge_load(scenario, scenario.load, architecture, settings, grant)
-        holds = _beside_prompts(scenario.load, architecture, settings, grant) or holds
+        holds = _beyond_profile(scenario.load, architecture, settings, grant) or holds
     else:
         holds = not_reached(RungName.HOLDS)
     return (loads, admits, starts, holds), figures
@@ -108,23 +108,29 @@ def _sampling(architecture: Architecture, settings: Settings, b: Budget) -> tupl
     return unprofiled.uncounted_state(architecture, settings), unprofiled.warm_up(architecture, settings)
 
 
-def _beside_prompts(load: Load, architecture: Architecture, settings: Settings, grant: Grant) -> Rung | None:
-    """HOLDS failed by the log probabilities of prompts, which no profile holds; None where they fit or aren't asked."""
-    if load.prompt_logprobs is None or settings.model_runner == "v0":
+def _beyond_profile(load: Load, architecture: Architecture, settings: Settings, grant: Grant) -> Rung | None:
+    """HOLDS failed by a buffer of the load that no profile holds; None where all fit or none is asked for."""
+    if settings.model_runner == "v0":
         return None
+    buffers = []
+    if load.prompt_logprobs is not None:
+        buffers.append(("prompt_logprobs", unprofiled.prompt_logprobs(architecture, settings, longest_prompt(load))))
+    if settings.num_speculative_tokens:
+        checked = unprofiled.proposals(architecture, settings, load.concurrency)
+        buffers.append(("checking proposed tokens", checked))
     b = grant.budget
     state, _ = _sampling(architecture, settings, b)
     free = b.cuda_total.bytes - _on_device(b) - state
-    taken = unprofiled.prompt_logprobs(architecture, settings, longest_prompt(load))
-    extra = max(taken.bytes - b.activation.bytes, 0)
-    if extra <= free:
-        return None
-    low, high = free + b.activation.low - taken.high, free + b.activation.high - taken.low
-    reason = (
-        f"prompt_logprobs takes {gib(taken.bytes)} GiB ({taken.source}), {gib(extra)} beyond the profile's peak; "
-        f"{gib(free)} are free beside the pool"
-    )
-    return Rung(RungName.HOLDS, False, free - extra, Term.ACTIVATION_PEAK, low, high, reason)
+    for name, taken in sorted(buffers, key=lambda pair: -pair[1].bytes):
+        extra = max(taken.bytes - b.activation.bytes, 0)
+        if extra > free:
+            low, high = free + b.activation.low - taken.high, free + b.activation.high - taken.low
+            reason = (
+                f"{name} takes {gib(taken.bytes)} GiB ({taken.source}), {gib(extra)} beyond the profile's peak; "
+                f"{gib(free)} are free beside the pool"
+            )
+            return Rung(RungName.HOLDS, False, free - extra, Term.ACTIVATION_PEAK, low, high, reason)
+    return None
 
 
 def _by_hand(settings: Settings) -> bool:

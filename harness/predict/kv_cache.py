@@ -10,7 +10,7 @@ from bisect import bisect_left
 
 from harness.architecture import FULL, MLA, Architecture
 from harness.ledger import KvPool
-from harness.predict.kv_groups import Group, groups
+from harness.predict.kv_groups import Group, groups, with_draft
 from harness.predict.settings import Settings
 
 __all__ = [
@@ -27,6 +27,7 @@ def is_one_table(architecture: Architecture, settings: Settings) -> bool:
 
 def bytes_per_token(architecture: Architecture, settings: Settings, stage: int = 0) -> int:
     """Bytes that a token writes on one rank of ``stage``, all of its layers together."""
+    architecture = with_draft(architecture, settings)
     held = architecture.stage(stage, settings.pipeline_parallel_size)
     return sum(
         layer.bytes_per_token(settings.tensor_parallel_size, settings.kv_dtype_bytes) * _count(members, held)
@@ -40,7 +41,7 @@ def _count(members: tuple[int, ...], held: range) -> int:
 
 def bytes_per_block(architecture: Architecture, settings: Settings, stage: int = 0) -> int:
     """Bytes of one block of the pool on one rank of ``stage``: those of the group that needs most."""
-    held = architecture.stage(stage, settings.pipeline_parallel_size)
+    held = with_draft(architecture, settings).stage(stage, settings.pipeline_parallel_size)
     return max(g.bytes_on(held) for g in groups(architecture, settings))
 
 

@@ -82,10 +82,19 @@ class _Spec:
         return ("rows" if self.window is None else self.kind), self.window
 
 
+def with_draft(architecture: Architecture, settings: Settings) -> Architecture:
+    """The model with the layers of its draft behind its own, as the planner of the pool sees them."""
+    if settings.draft is None:
+        return architecture
+    more = settings.draft.architecture
+    layers = (*architecture.kv_layers, *more.kv_layers)
+    return replace(architecture, layers=architecture.layers + more.layers, kv_layers=layers)
+
+
 def groups(architecture: Architecture, settings: Settings) -> tuple[Group, ...]:
-    """The groups of the whole model, in the order of their first layers."""
+    """The groups of the whole model, in the order of their first layers; those of a draft model are among them."""
     members: dict[_Spec, list[int]] = {}
-    for layer, where in architecture.kv_kinds.items():
+    for layer, where in with_draft(architecture, settings).kv_kinds.items():
         members.setdefault(_spec(layer, settings), []).extend(where)
     if len({(s.type, s.block_size) for s in members}) == 1:
         pages = sorted((number, s.page) for s, numbers in members.items() for number in numbers)

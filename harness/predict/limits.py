@@ -23,6 +23,8 @@ def not_simulated(architecture: Architecture, chosen: Settings) -> str | None:
     """What the simulated scheduler lacks for this model, or None."""
     if chosen.data_parallel_size > 1:
         return f"the load is spread over {chosen.data_parallel_size} engines, one is simulated"
+    if chosen.num_speculative_tokens:
+        return "how many proposed tokens are taken depends on the models and the text, and none are simulated"
     if chosen.model_runner == "v0":
         return "the scheduler of V0 (vLLM before 0.8) is not simulated"
     if chosen.enable_prefix_caching and any(g.kind == STATE for g in groups(architecture, chosen)):

@@ -22,8 +22,9 @@ from harness.predict.kv_format import (
     preferred_block_size,
     state_bytes,
 )
-from harness.predict.quantization import Quantization, resolve
+from harness.predict.quantization import Quantization, own_quantization, resolve
 from harness.scenario import Scenario
+from harness.scenario.speculative import Speculative
 
 LARGEST_BYTES = 2**60
 # V0 cuts prompts by default where the model's length is above this (vllm/engine/arg_utils.py, 0.6.4 to 0.7.3).
@@ -36,6 +37,14 @@ LORA_CLASSES = {
     "LlamaForCausalLM": True, "GraniteForCausalLM": True, "Qwen3ForCausalLM": True, "MistralForCausalLM": False,
     "Qwen2ForCausalLM": False, "GemmaForCausalLM": False, "Gemma2ForCausalLM": False,
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Draft:
+    """The model that proposes tokens: on the ranks of the other, in its dtype, with layers in the same pool."""
+
+    architecture: Architecture
+    quantization: Quantization
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,8 @@ class Settings:
     pipeline_parallel_size: int
     data_parallel_size: int
     expert_parallel: bool
+    num_speculative_tokens: int  # proposed at once for a request; 0: nobody does
+    draft: Draft | None
     max_loras: int  # 0: no adapters
     max_lora_rank: int
     decode_context_parallel_size: int
@@ -99,7 +110,7 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
     architecture = architecture or from_config(config)
     tp, pp = scenario.tensor_parallel_size, engine.pipeline_parallel_size
     sees, tower_ranks = _tower(scenario, architecture, tp)
-    dp = engine.data_parallel_size
+    dp, asked = engine.data_parallel_size, engine.speculative_config
     architecture.check_split(tp, pp, tower_ranks if sees else 1, 1 if engine.enable_expert_parallel else tp * dp)
     check_context_split(architecture, tp, engine.decode_context_parallel_size)
     defaults = _defaults(scenario, gpu)
@@ -122,7 +133,7 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
         defaults.cpu_block_size if scenario.on_cpu
         else preferred_block_size(architecture, kv_dtype, capability, defaults.block_size)
     )  # fmt: skip
-    runner = _model_runner(defaults, architecture, weights, scenario.on_cpu)
+    runner = _model_runner(defaults, architecture, weights, scenario.on_cpu, engine.speculative_config)
     chosen = Settings(
         vllm=engine.vllm,
         model_runner=runner,
@@ -142,6 +153,8 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
         pipeline_parallel_size=pp,
         data_parallel_size=dp,
         expert_parallel=engine.enable_expert_parallel,
+        num_speculative_tokens=asked.num_speculative_tokens if asked else 0,
+        draft=_draft(asked.model, architecture, tp) if asked and asked.model else None,
         max_loras=engine.max_loras if engine.enable_lora else 0,
         max_lora_rank=engine.max_lora_rank,
         decode_context_parallel_size=engine.decode_context_parallel_size,
@@ -160,6 +173,19 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
     if chosen.max_loras:
         check_lora(architecture, chosen.vllm)
     return chosen
+
+
+def _draft(name: str, target: Architecture, tp: int) -> Draft:
+    """Source: ``verify_equal_vocab_size_if_draft_model``, vllm/config/speculative.py, 0.32."""
+    config = catalog.model_config(name)
+    draft = from_config(config)
+    if draft.vocab != target.vocab:
+        raise UsageError(
+            f"engine.speculative_config: Target and draft model should have the same vocabulary size. Target model "
+            f"vocab_size={target.vocab}. Draft model vocab_size={draft.vocab}."
+        )
+    draft.check_split(tp)
+    return Draft(draft, own_quantization(config, draft))
 
 
 def check_lora(architecture: Architecture, version: str) -> None:
@@ -275,10 +301,13 @@ def _kv_dtype(asked: str, quantization: Quantization) -> str:
 
 
 def _model_runner(
-    defaults: EngineDefaults, architecture: Architecture, weights: WeightFormat, on_cpu: bool
-) -> str:
+    defaults: EngineDefaults, architecture: Architecture, weights: WeightFormat, on_cpu: bool,
+    proposing: Speculative | None = None,
+) -> str:  # fmt: skip
     """``VllmConfig.use_v2_model_runner`` (vllm/config/vllm.py, 0.22 to 0.33), for text models on an NVIDIA GPU."""
     v2 = defaults.v2_runner
+    if v2 is not None and proposing is not None and (proposing.method or "draft_model") not in defaults.v2_proposers:
+        v2 = None
     if on_cpu or v2 is None or (weights.dtype is None and not v2.quantized):
         return defaults.engine if not on_cpu else "v1"
     listed = architecture.name in v2.architectures

@@ -74,3 +74,19 @@ def prompt_logprobs(architecture: Architecture, settings: Settings, prompt_token
         low = likely = 8
     words = f"{tokens:,} rows of logits x {likely} bytes"
     return Estimate(beside + row * likely, beside + row * low, beside + row * (likely + 1), words)
+
+
+def proposals(architecture: Architecture, settings: Settings, requests: int) -> Estimate:
+    """Bytes of the logits with which ``requests`` requests' proposed tokens are checked in one step, and of T states.
+
+    Each has num_speculative_tokens + 1 rows, where the profile checks one proposal a request: the logits (d), their
+    float32 copy (4), the copy that is worked on (4, where log probabilities are of raw logits, the default), and where
+    any request is sampled, its probabilities (4). Source: ``RejectionSampler`` and ``rejection_sample``,
+    vllm/v1/sample/rejection_sampler.py, 0.19.
+    """
+    rows = min(settings.max_num_seqs, requests) * (settings.num_speculative_tokens + 1)
+    rows = min(rows, settings.max_num_batched_tokens)
+    size, d = rows * architecture.vocab, settings.dtype_bytes
+    beside = hidden_states(architecture, settings)
+    words = f"{rows:,} rows of logits x {d + 8} bytes"
+    return Estimate(beside + size * (d + 8), beside + size * (d + 4), beside + size * (d + 12), words)

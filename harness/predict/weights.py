@@ -17,7 +17,7 @@ from harness.catalog import WeightFormat, weight_format
 from harness.predict import lora
 from harness.predict.estimate import Estimate
 from harness.predict.settings import Settings
-from harness.units import MIB
+from harness.units import MIB, gib
 
 # Residuals on the runs of the evidence (docs/accuracy.md): the worst is 0.33 %.
 RESIDUAL = 0.005
@@ -124,13 +124,24 @@ def weights_source(architecture: Architecture, settings: Settings) -> str:
     return f"{architecture.source} on {settings.config_source} ({settings.quantization.words})"
 
 
+def draft_weights(settings: Settings) -> int:
+    """Bytes of the draft model on one rank; vLLM loads it with the other and logs both together."""
+    if settings.draft is None:
+        return 0
+    alone = replace(settings, quantization=settings.draft.quantization, draft=None, max_loras=0)
+    return sum(allocated(t.bytes) * t.count for t in tensors(settings.draft.architecture, alone, 0))
+
+
 def weights(architecture: Architecture, settings: Settings, stage: int = 0) -> Estimate:
     """Bytes of the weights on one rank of ``stage``, scales, rotary cache and allocator rounding included."""
     total = sum(allocated(t.bytes) * t.count for t in tensors(architecture, settings, stage))
+    draft = draft_weights(settings)
+    total += draft
     # How much an expert's layout pads depends on the kernel, so on the GPU: it may be nothing.
     layout = settings.weight_format.layout_share * total
+    proposing = f", the draft model's {gib(draft)} GiB" if draft else ""
     beside = f", LoRA slots ({settings.max_loras} of rank {settings.max_lora_rank})" if settings.max_loras else ""
     return Estimate.within(
         total, total * RESIDUAL + layout, total * RESIDUAL + layout / 2,
-        f"{weights_source(architecture, settings)}{beside}, rotary cache, PyTorch allocator rounding",
+        f"{weights_source(architecture, settings)}{beside}{proposing}, rotary cache, PyTorch allocator rounding",
     )  # fmt: skip

@@ -10,6 +10,7 @@ from pydantic import Field
 from harness import catalog
 from harness.errors import UsageError
 from harness.scenario.fields import LARGEST_BYTES, Fault, Part, Size, Tokens
+from harness.scenario.speculative import Speculative
 
 if TYPE_CHECKING:
     from harness.scenario.scenario import Scenario
@@ -46,6 +47,9 @@ class Engine(Part):
         1, description="engines of the same model; with experts they share the experts and have attention of their own"
     )
     enable_expert_parallel: bool = Field(False, description="ranks divide the number of experts, not each expert")
+    speculative_config: Speculative | None = Field(
+        None, description="such as {model: llama-3.2-1b, num_speculative_tokens: 5} or {method: ngram, ...}"
+    )
     enable_lora: bool = False
     max_loras: Annotated[int, Field(ge=1, le=4096)] = Field(1, description="slots for adapters; of enable_lora")
     max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = Field(16, description="of enable_lora")

@@ -19,6 +19,7 @@ from harness.scenario.lengths import LENGTH_FORMS
 from harness.scenario.load import load_faults
 from harness.scenario.scenario import Scenario, config_folder
 from harness.scenario.slo import slo_faults
+from harness.scenario.speculative import speculative_faults
 from harness.scenario.training import training_faults
 from harness.scenario.weights import weight_faults
 
@@ -93,6 +94,7 @@ def _inconsistencies(s: Scenario) -> Iterator[Fault]:
     yield from training_faults(s)
     if s.kind == "serve":
         yield from engine_faults(s)
+        yield from speculative_faults(s)
         yield from slo_faults(s)
         yield from weight_faults(s.weights)
     architecture = None

@@ -1,0 +1,132 @@
+"""engine.speculative_config: a draft model beside the model, and the logits that check what is proposed."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness import catalog
+from harness.architecture import from_config
+from harness.errors import ScenarioError, UsageError
+from harness.ledger import RungName, Term
+from harness.predict import predict, settings
+from harness.predict.kv_cache import bytes_per_token
+from harness.predict.kv_groups import groups
+from harness.predict.weights import draft_weights, tensors
+from harness.scenario import Scenario, parse_scenario
+from tests.test_vllm_planner import ours
+from tests.vllm_oracle import Specs, Vllm, as_specs, vllm_on_meta
+
+DRAFT = "speculative_config: {model: llama-3.2-1b, num_speculative_tokens: 5}"
+NGRAM = "speculative_config: {method: ngram, num_speculative_tokens: 5}"
+
+
+def scenario(
+    engine: str = DRAFT, vllm: str = "0.19", model: str = "llama-3.1-8b", more: str = "", gpus: int = 1
+) -> Scenario:
+    return parse_scenario(
+        f"name: x\nmodel: {model}\ngpu: {{name: h100, count: {gpus}}}\n"
+        f"engine: {{vllm: '{vllm}'{engine and ', '}{engine}}}\n{more}"
+    )
+
+
+def test_a_draft_models_weights_are_loaded_beside_the_models():
+    plain, drafted = (predict(scenario(e)).ledger for e in ("", DRAFT))
+    alone = settings(scenario("", model="llama-3.2-1b"))
+    config = from_config(catalog.model_config("llama-3.2-1b"))
+    parameters = sum(t.bytes * t.count for t in tensors(config, alone, 0))
+    more = drafted.bytes_of(Term.WEIGHTS) - plain.bytes_of(Term.WEIGHTS)
+    assert more == draft_weights(settings(scenario())) == pytest.approx(parameters, rel=0.01)
+    assert more == pytest.approx(1_235_814_400 * 2, rel=0.01)  # its checkpoint
+    assert "the draft model's 2.32 GiB" in next(e.source for e in drafted.entries if e.term == Term.WEIGHTS)
+
+
+def test_its_layers_are_in_the_pool_by_hand():
+    # 32 layers and 16 of the draft; K and V of 8 heads x 128 and of 8 heads x 64, 2 bytes.
+    target = from_config(catalog.model_config("llama-3.1-8b"))
+    chosen = settings(scenario())
+    assert bytes_per_token(target, chosen) == 2 * 2 * (32 * 8 * 128 + 16 * 8 * 64)
+    (group,) = groups(target, chosen)
+    assert len(group.layers) == 48
+    assert predict(scenario()).kv.bytes_per_token == 163_840
+
+
+@pytest.fixture(scope="module")
+def vllm(tmp_path_factory: pytest.TempPathFactory):
+    with vllm_on_meta(tmp_path_factory.mktemp("draft"), catalog.model_config("llama-3.2-1b")) as found:
+        yield found
+
+
+@pytest.mark.parametrize(("model", "draft"), [
+    ("llama-3.1-8b", "llama-3.2-1b"), ("qwen3-8b", "qwen3-0.6b"), ("gemma-2-9b", "gemma-2b"),
+    ("gemma-2-9b", "gemma-2-9b"),
+])  # fmt: skip
+def test_vllms_planner_counts_as_much_for_both_models(vllm: Vllm, model: str, draft: str):
+    engine = f"max_model_len: 4096, speculative_config: {{model: {draft}, num_speculative_tokens: 3}}"
+    architecture, chosen = from_config(catalog.model_config(model)), settings(scenario(engine, "0.32", model))
+    specs: Specs = {}
+    for name in (model, draft):
+        for layer, spec in as_specs(from_config(catalog.model_config(name)), chosen)[0].items():
+            specs[f"{len(specs)}.{layer}"] = spec
+    for available in (10**8, 2 * 10**9, 20 * 10**9):
+        expected = vllm.plan([specs], [available], 4096, in_flight=chosen.in_flight_tokens)
+        assert ours(architecture, chosen, available) == expected
+
+
+def test_ngram_loads_nothing_but_its_proposals_are_checked_too():
+    runs = [predict(scenario(e)) for e in ("", NGRAM)]
+    plain, guessed = (run.ledger for run in runs)
+    assert guessed.bytes_of(Term.WEIGHTS) == plain.bytes_of(Term.WEIGHTS)
+    assert runs[0].kv.bytes_per_token == runs[1].kv.bytes_per_token == 131_072
+    # S = 1024 rows of 128,256: 3d + 20 in place of 12 + d, less the buffer of the top-k kernel (132 multiprocessors).
+    more = guessed.bytes_of(Term.ACTIVATION_PEAK) - plain.bytes_of(Term.ACTIVATION_PEAK)
+    assert more == 1024 * 128_256 * (26 - 14) - 132 * 128_256 * 4
+
+
+@pytest.mark.parametrize(("vllm", "engine", "runner"), [
+    ("0.30", DRAFT, "v1"), ("0.31", DRAFT, "v2"), ("0.31", NGRAM, "v1"), ("0.32", NGRAM, "v2"), ("0.30", "", "v2"),
+])  # fmt: skip
+def test_model_runner_v2_takes_them_up_one_by_one(vllm: str, engine: str, runner: str):
+    assert settings(scenario(engine, vllm)).model_runner == runner
+
+
+def test_a_draft_model_as_large_as_the_model_decides_the_layers_path():
+    engine = "max_num_seqs: 1, speculative_config: {model: llama-3.1-8b, num_speculative_tokens: 2}"
+    small, same = (
+        predict(scenario(e, model=m)).ledger.bytes_of(Term.ACTIVATION_PEAK)
+        for e, m in (("max_num_seqs: 1", "llama-3.1-8b"), (engine, "llama-3.1-8b"))
+    )
+    assert same - small == 8192 * 4096 * 2  # the hidden states of the model, which are held meanwhile
+
+
+LOAD = "load: {shape: closed, requests: 600, users: 512, prompt_tokens: 500, output_tokens: 20}\n"
+
+
+def test_more_proposals_than_the_profile_checks_may_not_be_held():
+    engine = "gpu_memory_utilization: 0.97, max_num_seqs: 512, "
+    many = "speculative_config: {method: ngram, num_speculative_tokens: 15}"
+    rungs = {r.rung: r for r in predict(scenario(engine + many, more=LOAD)).rungs}
+    assert rungs[RungName.STARTS].holds
+    # 512 x 16 rows of 128,256 in 10 bytes, where 512 x 26 were profiled.
+    holds = rungs[RungName.HOLDS]
+    assert holds.holds is False and "8,192 rows of logits x 10 bytes" in holds.reason
+    few = {r.rung: r for r in predict(scenario(engine + NGRAM.replace("5", "1"), more=LOAD)).rungs}
+    assert few[RungName.HOLDS].holds is not False
+
+
+@pytest.mark.parametrize(("engine", "vllm", "words"), [
+    ("speculative_config: {num_speculative_tokens: 5}", "0.19", "the draft model"),
+    ("speculative_config: {model: llama-3.2-1b}", "0.19", "num_speculative_tokens"),
+    ("speculative_config: {method: ngram, model: llama-3.2-1b, num_speculative_tokens: 5}", "0.19", "no model"),
+    ("speculative_config: {method: eagle, model: x, num_speculative_tokens: 5}", "0.19", "draft_model"),
+    ("speculative_config: {model: lama-3.2-1b, num_speculative_tokens: 5}", "0.19", "unknown model"),
+    (DRAFT, "0.14", "0.15"),
+    (f"{DRAFT}, pipeline_parallel_size: 2", "0.19", "pipeline stages"),
+])  # fmt: skip
+def test_what_does_not_go_together(engine: str, vllm: str, words: str):
+    with pytest.raises(ScenarioError, match=words):
+        scenario(engine, vllm, gpus=2 if "pipeline" in engine else 1)
+
+
+def test_another_vocabulary_is_refused_in_vllms_words():
+    with pytest.raises(UsageError, match=r"same vocabulary size. Target model vocab_size=152064\. .*=128256"):
+        settings(scenario(model="qwen2.5-7b"))
