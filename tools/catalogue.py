@@ -98,9 +98,14 @@ REFUSED = {
         "no vLLM up to 0.32 has a class of this name (it has Step3p7ForConditionalGeneration)"
     ),
 }
+UNREAD = {
+    "nvidia/Gemma-4-26B-A4B-NVFP4": (
+        "its list of unquantized modules is not read right yet: it names a dense MLP beside the experts"
+    ),
+}
 UNSAID = (
-    "its config.json doesn't say how it is quantized (hf_quant_config.json beside it does): name the model that it was "
-    "made from, and weights.format"
+    "no public copy says how all of it is quantized (hf_quant_config.json beside its config.json does): name the model "
+    "that it was made from, and weights.format"
 )
 
 
@@ -189,15 +194,22 @@ def add(data: dict[str, Any], path: Path) -> None:
     """Put the config at ``path`` among the models, or its name among the refused."""
     name = path.name.removesuffix("_config.json").replace("--", "/")
     config = json.loads(path.read_text(encoding="utf-8"))
+    beside = path.with_name(path.name.replace("_config.json", "_hf_quant_config.json"))
+    if beside.exists() and not of_config(config):  # as vLLM reads it (vllm/transformers_utils/config.py, 0.32)
+        quantization = json.loads(beside.read_text(encoding="utf-8"))
+        if quantization["quantization"].get("exclude_modules"):  # a copy without them doesn't say what is quantized
+            config["quantization_config"] = quantization
     models, source = data["models"], f"https://huggingface.co/{name}/blob/main/config.json"
     if "text_config" in config and "vision_config" not in config and name in models:
         config["vision_config"] = models[name]["config"]["vision_config"]  # a copy that leaves the tower out
-    reason = REFUSED.get(config["architectures"][0])
+    reason = UNREAD.get(name) or REFUSED.get(config["architectures"][0])
     if reason is None and re.search("FP8|FP4", name) and not of_config(config):
-        if name in models:  # from a fuller copy
+        if of_config(models.get(name, {}).get("config", {})):  # from a fuller copy
             return
         reason = UNSAID
+    data["refused"].pop(name, None)
     if reason is not None:
+        models.pop(name, None)
         data["refused"][name] = {"source": source, "reason": reason}
         return
     for other, row in models.items():  # a name of its own goes before another's alias
@@ -241,7 +253,8 @@ def main() -> None:
     data.setdefault("refused", {})
     if sys.argv[1:]:
         for path in sorted(Path(sys.argv[1]).glob("*_config.json")):
-            add(data, path)
+            if "_hf_quant_config" not in path.name:
+                add(data, path)
         write(data)
     else:
         for name, row in data["models"].items():
