@@ -27,7 +27,7 @@ NEMOTRON_H = {
 }  # fmt: skip
 ROUTED = {
     "n_routed_experts": 8, "moe_intermediate_size": 32, "num_experts_per_tok": 2, "n_shared_experts": 1,
-    "n_group": 1, "topk_group": 1,
+    "n_group": 1, "topk_group": 1, "topk_method": "noaux_tc",
 }  # fmt: skip
 
 
@@ -104,7 +104,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         moe_layer_freq=[0, 1, 1, 1], mlp_layer_types=["dense", "sparse", "sparse", "sparse"],
         swa_num_attention_heads=4, swa_num_key_value_heads=4, head_dim=24, v_head_dim=16, swa_head_dim=24,
         swa_v_head_dim=16, sliding_window=64, sliding_window_size=64, layernorm_epsilon=1e-5, scoring_func="sigmoid",
-        topk_method="noaux_tc", norm_topk_prob=True, rope_theta=1e4, swa_rope_theta=1e4, attention_bias=False,
+        add_swa_attention_sink_bias=True, norm_topk_prob=True, rope_theta=1e4, swa_rope_theta=1e4, attention_bias=False,
     ),
     "gemma-4-moe": _config(
         "Gemma4ForCausalLM", "gemma4_text", **GEMMA4, tie_word_embeddings=True, enable_moe_block=True, num_experts=8,

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from copy import copy
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from harness.predict.settings import settings
 from harness.scenario import parse_scenario
 from harness.units import GIB, MIB
 from tests.hybrid_configs import CONFIGS, NOT_IN_TRANSFORMERS, NOT_IN_VLLM
-from tests.vllm_oracle import Vllm, as_specs, build, layer_specs, vllm_on_meta
+from tests.vllm_oracle import Vllm, as_one_of, as_specs, build, layer_specs, vllm_on_meta
 
 MODELS = ("llama-3.1-70b", "smollm2-135m", "phi-2", "gemma-2b", "starcoder", "qwen2.5-7b")
 POOLS = (1, 3 * MIB, 700 * MIB, GIB + 12345, 20 * GIB)
@@ -121,6 +122,25 @@ def test_every_kind_of_layer_plans_as_in_vllm(vllm: Vllm, model: str):
 @pytest.mark.parametrize("name", [n for n in CONFIGS if n not in NOT_IN_VLLM])
 def test_every_hybrid_plans_as_in_vllm(vllm: Vllm, name: str):
     check_against_vllm(vllm, CONFIGS[name])
+
+
+@pytest.mark.parametrize("tp", [2, 4])
+@pytest.mark.parametrize("name", [n for n in CONFIGS if n not in NOT_IN_VLLM and n != "nemotron-3"])
+def test_a_rank_holds_what_vllms_own_class_makes(vllm: Vllm, name: str, tp: int):
+    architecture, refusals = from_config(CONFIGS[name]), []
+    for attempt in (lambda: architecture.check_split(tp), lambda: build(vllm, CONFIGS[name], max_model_len=512)):
+        try:
+            with as_one_of(tp):
+                built = attempt()
+        except (AssertionError, UsageError) as error:
+            refusals.append(str(error).partition(" (")[0])
+    if refusals:
+        assert refusals[0] == refusals[1]
+        return
+    # W_UK_T and W_UV are made when weights have been loaded.
+    parts = [c for c in architecture.components if c.held and c.name != "W_UK_T, W_UV"]
+    held = sum(prod(c.on_rank(tp)) * architecture.copies(c) for c in parts)
+    assert held == sum(p.numel() for p in built[0].parameters())
 
 
 PUBLISHED = {

@@ -196,6 +196,19 @@ def build(vllm: Vllm, config: dict[str, Any], **arguments: Any) -> tuple[Any, An
             torch.set_default_dtype(torch.float32)
 
 
+@contextmanager
+def as_one_of(ranks: int) -> Iterator[None]:
+    """Models that are built are those of the first of ``ranks`` tensor-parallel ranks."""
+    from vllm.distributed import parallel_state
+
+    group = parallel_state.get_tp_group()
+    group.world_size = ranks
+    try:
+        yield
+    finally:
+        group.world_size = 1
+
+
 def layer_specs(own: Any, block_size: int, tp: int = 1) -> Specs:
     """The KV spec of each layer of a built model as one of ``tp`` GPUs has it, with ``block_size`` asked for."""
     layers = own.compilation_config.static_forward_context

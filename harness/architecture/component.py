@@ -17,8 +17,8 @@ class Component:
     "replicated"; of experts, whose first dimension is their number, "expert_column" and "expert_row".
     ``place``: "layer", "first" or "last" (pipeline stage), "tower" or "projector" (see vision.py, where it is in
     ``times`` equal blocks). ``layers``: which layers have it; None: all of them. ``kind``: what it is, for reading.
-    ``dtype``: None for the model's own. ``counted``: whether transformers counts it as a parameter; ``held``: whether
-    vLLM makes it.
+    ``least``: the width of a gated expert that ranks which divide it have at least. ``dtype``: None for the model's.
+    ``counted``: whether transformers counts it as a parameter; ``held``: whether vLLM makes it.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Component:
     held: bool = True
     times: int = 1
     units: tuple[tuple[int, int], ...] = ()
+    least: int = 0
 
     @property
     def elements(self) -> int:
@@ -52,9 +53,9 @@ class Component:
         if self.split == "row":
             return (first, rest[0] // tp)
         if self.split == "expert_column":
-            return (first, rest[0] // tp, *rest[1:])
+            return (first, max(rest[0] // tp, 2 * self.least if tp > 1 else 0), *rest[1:])
         if self.split == "expert_row":
-            return (first, rest[0], rest[1] // tp)
+            return (first, rest[0], max(rest[1] // tp, self.least if tp > 1 else 0))
         if self.split == "vocab":
             return (padded_vocab(first) // tp, *rest)
         if self.split == "heads":

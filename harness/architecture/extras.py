@@ -52,8 +52,8 @@ def gemma3n(read: Reader, hidden: int, layers: int) -> Iterator[Component]:
     for name in ("altup_projections", "altup_unembed_projections"):
         for i in range(1, streams):
             yield Component(f"{name}.{i}.weight", (hidden, hidden), "column", "first", kind=KIND)
-    yield Component("laurel.linear_left.weight", (rank, hidden), "replicated", kind=KIND)
-    yield Component("laurel.linear_right.weight", (hidden, rank), "replicated", kind=KIND)
+    yield Component("laurel.linear_left.weight", (rank, hidden), "column", kind=KIND)
+    yield Component("laurel.linear_right.weight", (hidden, rank), "row", kind=KIND)
     for name, shape in (
         ("correction_coefs", (streams, streams)), ("prediction_coefs", (streams**2, streams)),
         ("modality_router", (streams, hidden)),

@@ -28,6 +28,7 @@ class Experts:
     gated: bool = True  # whether an expert has a gate beside its up projection
     beside: bool = False  # experts and a dense MLP in the same layers
     switch: str | None = None  # the config key that switches experts on
+    least: int = 0  # the width that ranks which divide an expert have at least
     latent: str | None = None  # width of what the experts take in and give out, where it is not the hidden size
 
 

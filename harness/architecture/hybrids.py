@@ -68,7 +68,7 @@ HYBRIDS: dict[str, Family] = {
         mla=True, rotary=None, scheme="kda", mixer="kda",
         experts=Experts(
             used="num_experts_per_token", shared_count="num_shared_experts", first_dense="first_k_dense_replace",
-            every="moe_layer_freq", correction_bias=True,
+            every="moe_layer_freq", correction_bias=True, least=256,
         ),
     ),
     "DeciLMForCausalLM": Family(

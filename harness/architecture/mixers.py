@@ -89,7 +89,7 @@ def gated_delta_net(read: Reader, hidden: int) -> Parts:
     k_heads, v_heads = read.count("linear_num_key_heads"), read.count("linear_num_value_heads")
     k_dim, v_dim = read.count("linear_key_head_dim"), read.count("linear_value_head_dim")
     kernel = read.count("linear_conv_kernel_dim", default=4)
-    key, value, each = (k_heads, k_dim), (v_heads, v_dim), (v_heads, 1)
+    key, value, each = (k_heads * k_dim, 1), (v_heads, v_dim), (v_heads, 1)  # keys are divided within a head too
     parts = [
         *_linear("in_proj_qkvz", (key, key, value, value), hidden),
         *_linear("in_proj_ba", (each, each), hidden),

@@ -112,6 +112,11 @@ class Architecture:
             raise UsageError(
                 f"Total number of attention heads ({self.heads}) must be divisible by tensor parallel size ({tp})."
             )
+        if any(k.state and k.state.groups > 1 and k.state.groups % tp for k in self.kv_kinds):
+            raise UsageError(
+                "If tensor parallel world size does not divide num_groups, then num_groups must equal 1. "
+                f"({self.name}, {tp} ranks)"
+            )
         # In the order in which vLLM builds the model: embedding, attention, MLP.
         pairs = [(padded_vocab(self.vocab), tp)]
         for heads in dict.fromkeys(count for c in self.components for count, _ in c.units):

@@ -192,7 +192,7 @@ def _routed(experts: Experts, mixture: Mixture, hidden: int) -> Iterator[Compone
         ("w13", (n, first, taken), "expert_column"),
         ("w2", (n, taken, width), "expert_row"),
     ):
-        yield Component(f"experts.{name}", shape, split, quantizable=True, kind="experts")
+        yield Component(f"experts.{name}", shape, split, quantizable=True, kind="experts", least=experts.least)
     if experts.expert_bias:
         yield Component("experts.w13_bias", (n, first), "expert_column", kind="experts")
         yield Component("experts.w2_bias", (n, hidden), "replicated", kind="experts")
