@@ -119,7 +119,8 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
             f"engine.vllm: latent attention under vLLM {engine.vllm} is not modelled: 0.6 stored it as full heads, 0.7 "
             "kept absorbed copies of its matrices"
         )
-    quantization = resolve(scenario.weights, config, architecture, scenario.model_folder)
+    folder = scenario.model_folder
+    quantization = resolve(scenario.weights, config, architecture, folder)
     quantization.check(engine.vllm)
     weights = quantization.main
     dtype = _dtype(scenario, architecture, weights, gpu)
@@ -140,7 +141,7 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
         dtype=dtype,
         dtype_bytes=DTYPE_BYTES[dtype],
         quantization=quantization,
-        config_source=scenario.config_source,
+        config_source=scenario.config_source(folder),
         kv_cache_dtype=kv_dtype,
         kv_dtype_bytes=kv_bytes,
         state_dtype_bytes=of_states,

@@ -81,12 +81,11 @@ class Scenario(Part):
         """The local folder that holds config.json, or None."""
         return config_folder(self.model, self._folder) if isinstance(self.model, str) else None
 
-    @property
-    def config_source(self) -> str:
-        """Where :meth:`config` is from, in words."""
+    def config_source(self, folder: Path | None) -> str:
+        """Where :meth:`config` is from, in words. ``folder``: :attr:`model_folder`."""
         if not isinstance(self.model, str):
             return "the inline config"
-        return "the catalogue's config" if self.model_folder is None else "config.json"
+        return "the catalogue's config" if folder is None else "config.json"
 
     def config(self) -> dict[str, Any]:
         """The model's Hugging Face config as a dict. Raises UsageError where there is none."""

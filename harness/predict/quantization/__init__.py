@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ class Quantization:
         """All formats in words, the main one first."""
         return " + ".join(f.name for f in self.all_formats)
 
-    @property
+    @cached_property
     def all_formats(self) -> list[WeightFormat]:
         """The main one first."""
         return list(dict.fromkeys([self.main, *(f for row in self.formats.values() for f in row if f is not None)]))
@@ -90,9 +90,8 @@ def resolve(
     if found.dtype is not None:
         return Quantization(found, source="weights.format")
     if found.name.startswith("gguf-"):
-        mix = gguf.formats(found.name.removeprefix("gguf-"), architecture)
-        return Quantization(found, mix, source="weights.format")
-    return replace(_applied(Scheme("", found, only=found.only), architecture, found), source="weights.format")
+        return _mixed(found, architecture)
+    return _applied(Scheme("", found, only=found.only), architecture, found, "weights.format")
 
 
 def own_quantization(
@@ -124,7 +123,7 @@ def config_quantization(config: dict[str, Any], architecture: Architecture) -> Q
     if stated is None:
         return Quantization(plain, source="its dtype")
     scheme = _scheme(json.dumps([stated, config.get("architectures"), config.get("expert_dtype")]))
-    return _applied(scheme, architecture, plain)
+    return _applied(scheme, architecture, plain, "its quantization_config")
 
 
 @lru_cache(maxsize=64)
@@ -136,7 +135,13 @@ def _scheme(text: str) -> Scheme:
 
 
 @lru_cache(maxsize=64)
-def _applied(scheme: Scheme, architecture: Architecture, plain: WeightFormat) -> Quantization:
+def _mixed(found: WeightFormat, architecture: Architecture) -> Quantization:
+    mix = gguf.formats(found.name.removeprefix("gguf-"), architecture)
+    return Quantization(found, mix, source="weights.format")
+
+
+@lru_cache(maxsize=64)
+def _applied(scheme: Scheme, architecture: Architecture, plain: WeightFormat, source: str) -> Quantization:
     formats: Formats = {}
     for component in architecture.components:
         # Towers keep their dtype: published configs leave them out, each in its own words.
@@ -151,7 +156,7 @@ def _applied(scheme: Scheme, architecture: Architecture, plain: WeightFormat) ->
             f"weights format {name} (quantization_config): for {scheme.only}, and {architecture.name} has none"
         )
     main = _main(formats, architecture, plain)
-    return Quantization(main, formats, scheme.kv_cache_dtype, "its quantization_config")
+    return Quantization(main, formats, scheme.kv_cache_dtype, source)
 
 
 def _main(formats: Formats, architecture: Architecture, plain: WeightFormat) -> WeightFormat:
