@@ -15,6 +15,7 @@ from harness.commands.capacity import capacity
 from harness.commands.check import check
 from harness.commands.doctor import doctor
 from harness.commands.evidence import evidence
+from harness.commands.fetch import fetch
 from harness.commands.gpus import gpus
 from harness.commands.learn import learn
 from harness.commands.models import models
@@ -46,7 +47,7 @@ def cli() -> None:
     """
 
 
-for command in (run, check, capacity, paging, report, models, gpus, doctor, evidence, learn, schema):
+for command in (run, check, capacity, paging, report, models, fetch, gpus, doctor, evidence, learn, schema):
     cli.add_command(command)
 
 
