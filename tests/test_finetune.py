@@ -223,6 +223,24 @@ def test_the_peak_of_a_step_is_what_pytorch_holds(given: dict[str, Any], toleran
     assert max(m.bytes for m in others) == pytest.approx(peak, rel=tolerance)
 
 
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("name", ["GemmaForCausalLM", "Phi3ForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"])
+def test_the_peak_of_other_classes(name: str, method: str, monkeypatch: Any) -> None:
+    """Half as wide; Gemma's embedding is tied, and Qwen2's here."""
+    from torch_memory import SMALL, held
+
+    config = {
+        **SMALL, "hidden_size": 2048, "intermediate_size": 6144, "num_attention_heads": 16, "num_key_value_heads": 4,
+        "vocab_size": 32000, "max_position_embeddings": 8192, "head_dim": 128,
+        **({"tie_word_embeddings": True} if name == "Qwen2ForCausalLM" else {}),
+    }  # fmt: skip
+    training = Training(method=method, sequence_length=2048, gradient_checkpointing=True)
+    between, peak = held(name, training, config, monkeypatch)
+    first, *others = step.moments(architecture(name, config), training)
+    assert first.bytes == pytest.approx(between, rel=1e-6)
+    assert max(m.bytes for m in others) == pytest.approx(peak, rel=0.005)
+
+
 @pytest.mark.parametrize("checkpointing", [True, False])
 @pytest.mark.parametrize("precision", ["mixed", "bf16"])
 def test_a_step_on_a_4_bit_base_peaks_within_the_interval(

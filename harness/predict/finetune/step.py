@@ -1,9 +1,9 @@
 """One training step as four moments, each with all that the device then holds.
 
 between_steps: what stays. loss: the forward pass is over, the loss begins its way back; all activations and the logits
-are there. backward: a block's backward pass at its widest (the MLP), of the last block or of the first, whichever takes
-more, for on the way activations go and gradients come. update: all gradients, no activations. The peak of a step is the
-largest of the last three. Equal to what PyTorch holds where a moment is the peak: tests/test_finetune.py.
+are there. backward: a block's backward pass at its widest (the MLP), of the last block or of the first, for on the way
+activations go and gradients come, or its end at the embedding, whichever takes most. update: all gradients, no
+activations. The peak of a step is the largest of the last three; it equals what PyTorch holds (tests/test_finetune.py).
 """
 
 from __future__ import annotations
@@ -153,7 +153,15 @@ def _backward(n: _Counts) -> dict[Term, Estimate]:
         head, one if checkpointed else inner,
     )  # fmt: skip
     first = _passing(n, left + tables, "one block in full", done, one)
-    return max(last, first, key=lambda terms: sum(e.bytes for e in terms.values()))
+    return max(last, first, _embedding(n), key=lambda terms: sum(e.bytes for e in terms.values()))
+
+
+def _embedding(n: _Counts) -> dict[Term, Estimate]:
+    """The end of the backward pass where the embedding trains: tied, its own gradient and lm_head's make a third."""
+    if n.t.method != "full":
+        return {}
+    work = 2 * states.trained_bytes(n.t) * n.s.V * n.s.H if n.a.tied else n.s.w * n.s.T * n.s.H
+    return {**_gradients(n.gradients), Term.WORKSPACE: _exact(work, "the embedding's gradient on its way")}
 
 
 def _passing(n: _Counts, held: int, words: str, gradients: int, copies: int) -> dict[Term, Estimate]:
