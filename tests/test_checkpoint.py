@@ -199,6 +199,13 @@ def test_headers_win_over_a_config_that_says_nothing(tmp_path: Path) -> None:
     assert "weights fp8-tensor" in shown.out and "formats from safetensors headers" in shown.out
 
 
+def test_a_config_of_another_model_is_refused(tmp_path: Path) -> None:
+    written(tmp_path, model_of(DENSE).state_dict(), {**DENSE, "intermediate_size": 1024})
+    done = bench("models", "--config", tmp_path)
+    assert done.code == 2 and len(done.err.splitlines()) == 1
+    assert "mlp.gate_proj, model.layers.0.mlp.up_proj: 262,144 weights, but the config makes 524,288" in done.err
+
+
 def test_modelopts_file_beside_the_config(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(catalog.model_config("llama-3.1-8b")))
     (tmp_path / "hf_quant_config.json").write_text(json.dumps({

@@ -19,6 +19,8 @@ from harness.errors import UsageError
 _FLOATS = ("BF16", "F16", "F32")
 # Experts that are one tensor a layer: part -> its name below the module of the experts.
 _STACKED = {"experts.w13": "gate_up_proj", "experts.w2": "down_proj"}
+# Parts whose modules hold all of them, and nothing else: their size is compared with what the config makes.
+_COMPARED = ("qkv_proj.weight", "o_proj.weight", "gate_up_proj.weight", "up_proj.weight", "down_proj.weight")
 Held = dict[str, Stored]  # what a module holds: "weight", "weight_scale", ...
 
 
@@ -60,6 +62,8 @@ def _modules(tensors: dict[str, Stored]) -> dict[str, Held]:
 
 def _format(modules: dict[str, Held], names: list[str] | tuple[str, ...], component: Component) -> WeightFormat | None:
     """The format of the first of ``names`` that the checkpoint holds; None: plain numbers, or no such module."""
+    if component.name in _COMPARED:
+        _compare(modules, names, component)
     for name in names:
         held = modules.get(name, {})
         if component.name in _STACKED:
@@ -71,6 +75,19 @@ def _format(modules: dict[str, Held], names: list[str] | tuple[str, ...], compon
         if told:
             return None if told == "plain" else catalog.weight_format(told)
     return None
+
+
+def _compare(modules: dict[str, Held], names: list[str] | tuple[str, ...], component: Component) -> None:
+    """Raises UsageError where the checkpoint's unpacked weights of a part are not as many as the config makes."""
+    there = {n: modules[n]["weight"] for n in names if "weight" in modules.get(n, ())}
+    if not there or any(t.dtype not in (*_FLOATS, "F8_E4M3", "I8") for t in there.values()):
+        return
+    stored = sum(prod(t.shape) for t in there.values())
+    if stored != component.elements:
+        raise UsageError(
+            f"checkpoint: {', '.join(there)}: {stored:,} weights, but the config makes {component.elements:,} of "
+            f"{component.name}"
+        )
 
 
 def _told(held: Held, inputs: int) -> str:
