@@ -193,7 +193,7 @@ def _outside_torch(told: Figures) -> int | None:
 def _activation(rank: Rank, phase: Phase) -> tuple[int | None, str]:
     if phase is Phase.IDLE:
         peak, source = rank.figure("activation_peak_bytes")
-        estimated = rank.figure("graphs_estimated_bytes")[0] if rank.idle.get("graphs_applied") else 0
+        estimated = rank.figure("graphs_estimated_bytes")[0] if rank.figure("graphs_applied")[0] else 0
         return (None, source) if peak is None else (peak - (estimated or 0), f"{source}: peak of the profile run")
     peak, before = rank.loaded.get("torch_allocated_peak_bytes"), rank.idle.get("torch_allocated_current_bytes")
     if peak is None or before is None:

@@ -89,7 +89,9 @@ class GpuServer(Misbehaving):
             lines.append(" ".join(words))
         if self.behaviour == "accounted":
             lines += [f"accounting {uuid} {self.worker} {75 * GIB}" for uuid in self.uuids]
-        workers = [f"process {uuid} {self.worker} {round(gib * GIB)}" for uuid in self.uuids] if gib else []
+        pid = self.worker + (10_000_000 if self.behaviour.startswith("host_pids") else 0)
+        pids = [pid, pid + 1] if self.behaviour.endswith("and_a_stranger") else [pid]
+        workers = [f"process {uuid} {p} {round(gib * GIB)}" for uuid in self.uuids for p in pids] if gib else []
         beside = self.state.with_suffix(".server")
         beside.write_text("\n".join([*lines, *workers, *self.extra]) + "\n")
         beside.replace(self.state)
@@ -104,7 +106,7 @@ class GpuServer(Misbehaving):
             for line, used in log_lines(len(self.uuids)):
                 self.use(used)
                 print(line, flush=True)
-                time.sleep(0.15 if "Model loading" in line else 0.01)
+                time.sleep(0.6 if "Model loading" in line else 0.01)  # the log is read every 0.1 s
         if (self.state.parent / "seen").is_dir():
             (self.state.parent / "seen" / "environment").write_text(json.dumps(dict(os.environ)))
         self.use(IDLE)

@@ -164,6 +164,15 @@ def test_the_report_shows_the_gpu(replayed: Ran) -> None:
         assert words in replayed.out, words
 
 
+def test_the_report_comes_from_the_folder_alone(replayed: Ran) -> None:
+    """Written again in a process that knows no NVML and no server."""
+    assert replayed.folder is not None
+    command = [sys.executable, "-m", "harness", "report", str(replayed.folder)]
+    again = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[1])
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.strip() == replayed.out.partition("\nRun folder:")[0].strip()
+
+
 def test_samples_come_as_often_as_asked_for(replayed: Ran) -> None:
     sampling, frame = replayed.manifest["device_sampling"], replayed.run.devices
     assert sampling["interval_s"] == 0.02
@@ -245,6 +254,7 @@ class Case:
     scenario: dict | None = None
     environment: tuple[tuple[str, str], ...] = ()
     old_driver: bool = False
+    restless: bool = False  # somebody takes memory while the quiet GPU is read
 
     def __str__(self) -> str:
         return self.name
@@ -288,6 +298,12 @@ CASES = (
          scenario={**SCENARIO, "gpu": {"memory": "24 GiB"}}),
     Case("ecc_takes_some", 0, said="This NVIDIA H100 80GB HBM3 states 78.81 GiB, the catalogue 79.65 GiB",
          state=(device(total=80_700 * MIB),)),
+    Case("a_container_with_the_hosts_process_ids", 0, behaviour="host_pids",
+         said="process ids are the host's, not this container's"),
+    Case("strangers_among_the_hosts_process_ids", 0, behaviour="host_pids_and_a_stranger",
+         said="2 processes came onto NVIDIA H100 80GB HBM3 where the engine has one"),
+    Case("not_quiet_before_the_start", 0, said="was not quiet before the engine started: its use moved by 36.0 MiB",
+         restless=True),
     Case("accounting_is_on", 0, said="the driver's own accounting has 75.00 GiB at our process's peak",
          behaviour="accounted"),
     Case("too_few", 3, "the scenario has 2 GPUs, this process sees 1", "", scenario=TWO),
@@ -317,7 +333,12 @@ def cases(
         state = [line.replace(H100[4:], _own(case)) for line in case.state]  # two runs on one GPU are another test's
         node = Node(old if case.old_driver else nvml_library, home / "nvml.state").say(*state)
         more = dict(case.environment)
-        return bench(node, home / "run", case.behaviour, *case.arguments, scenario=case.scenario, **more)
+        running = start(node, home / "run", case.behaviour, *case.arguments, scenario=case.scenario, **more)
+        if case.restless:
+            assert _soon(lambda: list((home / "run").glob("out/gpu/*/devices.csv")))
+            time.sleep(0.3)
+            node.say(device(f"{H100[:4]}{_own(case)}", used=40 * MIB))
+        return finish(running, home / "run")
 
     with ThreadPoolExecutor(4) as pool:
         yield {c.name: pool.submit(run, c, tmp_path_factory.mktemp(c.name)) for c in CASES if c.name in names}

@@ -44,6 +44,10 @@ _LINES = tuple(
 _WORKER = re.compile(r"^\((?P<name>(?:Worker|EngineCore)\w*) pid=(?P<pid>\d+)\)")
 
 
+# Printed where the estimate of the graphs is taken from the KV budget; the activation peak then holds it too.
+_APPLIED = "CUDA graph memory profiling is enabled"
+
+
 def read(lines: Iterable[str]) -> list[dict[str, int]]:
     """One mapping for each worker that stated a figure, in order of their first; bytes."""
     workers: dict[str, dict[str, int]] = {}
@@ -54,4 +58,6 @@ def read(lines: Iterable[str]) -> list[dict[str, int]]:
                 who = _WORKER.match(line)
                 figures = workers.setdefault(who["pid"] if who else "", {})
                 figures |= {name: round(float(text) * GIB) for name, text in match.groupdict().items()}
+        if _APPLIED in line and (who := _WORKER.match(line)):
+            workers.setdefault(who["pid"], {})["graphs_applied"] = 1
     return list(workers.values())

@@ -9,7 +9,7 @@ from harness.device_ledger import baseline, device_samples
 from harness.ledger import Account, Phase, Term
 from harness.report import bars
 from harness.report.table import Table
-from harness.units import gib
+from harness.units import MIB, gib, human
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,6 +74,7 @@ def timeline(record: RunRecord) -> Iterator[str]:
     yield "             l loading  w weights loaded  i idle  L load  d all sent  s stop"
 
 
+_QUIET = 16 * MIB  # of movement; a driver alone moves by less
 # The bits of nvmlClocksEventReasons that say that a GPU ran slower than it could.
 _SLOWED = {
     0x4: "power cap", 0x8: "hardware slowdown", 0x20: "heat (software)", 0x40: "heat (hardware)", 0x80: "power brake",
@@ -86,6 +87,12 @@ def health(record: RunRecord) -> Iterator[str]:
         samples = device_samples(record, gpu["uuid"])
         for xid in sorted(set(samples["xid"].dropna().astype(int))):
             yield f"GPU {n} reported XID {xid} during the run: see the kernel's log and NVIDIA's list of XID errors."
+        before = samples[samples["time_ns"] < record.marks.get("start", 0)]["used_bytes"]
+        if len(before) and before.max() - before.min() > _QUIET:
+            yield (
+                f"GPU {n} was not quiet before the engine started: its use moved by "
+                f"{human(int(before.max() - before.min()))}, so every figure above the baseline is that uncertain."
+            )
         errors = samples["ecc_uncorrected"].dropna()
         if len(errors) and errors.iloc[-1]:
             yield f"GPU {n} has counted {int(errors.iloc[-1])} uncorrected ECC errors since its driver was loaded."
