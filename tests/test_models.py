@@ -120,3 +120,11 @@ def test_a_broken_config_is_one_line(tmp_path: Path) -> None:
         file.write_text(text)
         done = bench("models", "--config", str(file))
         assert done.code == 2 and said in done.err, text[:9]
+
+
+def test_experts_beside_a_dense_mlp_are_not_called_by_its_name() -> None:
+    """Gemma 4's list of unquantized modules has the dense MLP of each layer, ``layers.0.mlp*``, and not its experts."""
+    parts = {p.name: p for p in inventory(catalog.model_config("nvidia/Gemma-4-26B-A4B-NVFP4")).parts}
+    dense, routed = parts["gate_up_proj.weight"], parts["experts.w13"]
+    assert dense.bytes == 2 * dense.parameters
+    assert routed.bytes == pytest.approx(routed.parameters * (4 + 8 / 16) / 8, rel=1e-3)

@@ -98,11 +98,6 @@ REFUSED = {
         "no vLLM up to 0.32 has a class of this name (it has Step3p7ForConditionalGeneration)"
     ),
 }
-UNREAD = {
-    "nvidia/Gemma-4-26B-A4B-NVFP4": (
-        "its list of unquantized modules is not read right yet: it names a dense MLP beside the experts"
-    ),
-}
 UNSAID = (
     "no public copy says how all of it is quantized (hf_quant_config.json beside its config.json does): name the model "
     "that it was made from, and weights.format"
@@ -202,7 +197,7 @@ def add(data: dict[str, Any], path: Path) -> None:
     models, source = data["models"], f"https://huggingface.co/{name}/blob/main/config.json"
     if "text_config" in config and "vision_config" not in config and name in models:
         config["vision_config"] = models[name]["config"]["vision_config"]  # a copy that leaves the tower out
-    reason = UNREAD.get(name) or REFUSED.get(config["architectures"][0])
+    reason = REFUSED.get(config["architectures"][0])
     if reason is None and re.search("FP8|FP4", name) and not of_config(config):
         if of_config(models.get(name, {}).get("config", {})):  # from a fuller copy
             return

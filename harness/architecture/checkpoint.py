@@ -59,7 +59,7 @@ def module_names(component: Component, patterns: Iterable[str] = ()) -> tuple[st
 
     ``patterns``: the names that they will be compared with; what none of them can begin with is left out.
     """
-    base = component.name.removesuffix(".weight")
+    base = component.name.partition(",")[0].removesuffix(".weight")
     if component.place != "layer":
         return _OUTSIDE.get(base, (base,))
     others = [p for p in LAYER_ROOTS[1:] if any(_begins(pattern, p) for pattern in patterns)]

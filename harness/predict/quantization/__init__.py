@@ -147,7 +147,7 @@ def _applied(scheme: Scheme, architecture: Architecture, plain: WeightFormat, so
         # Towers keep their dtype: published configs leave them out, each in its own words.
         in_text = component.place not in ("tower", "projector")
         if in_text and (component.quantizable or component.kind in _QUANTIZED_OUTSIDE):
-            row = _row(scheme, component, architecture.layers)
+            row = _row(scheme, component, architecture)
             if any(row):
                 formats[component.name] = row
     if scheme.only and not formats:
@@ -171,8 +171,16 @@ def _main(formats: Formats, architecture: Architecture, plain: WeightFormat) -> 
     return size.most_common(1)[0][0] if size else plain
 
 
-def _row(scheme: Scheme, component: Component, layers: int) -> tuple[WeightFormat | None, ...]:
-    names = module_names(component, scheme.patterns)
+def _has_dense_beside(experts: Component, architecture: Architecture) -> bool:
+    """Whether a layer with ``experts`` has a dense MLP too, as Gemma 4's have."""
+    held = set(experts.layers or range(architecture.layers))
+    return any(c.kind == "mlp" and held & set(c.layers or range(architecture.layers)) for c in architecture.components)
+
+
+def _row(scheme: Scheme, component: Component, architecture: Architecture) -> tuple[WeightFormat | None, ...]:
+    names, layers = module_names(component, scheme.patterns), architecture.layers
+    if component.kind == "experts" and _has_dense_beside(component, architecture):  # whose name is then mlp
+        names = tuple(n for n in names if ".mlp." not in n)
     if component.place != "layer" or not scheme.rules:
         return (scheme.format_of(names, component.kind),)
     held = range(layers) if component.layers is None else component.layers
