@@ -31,9 +31,8 @@ EXPERIMENTS = {
     ),
     "scales": Experiment(
         "scales",
-        "One scale for a whole weight matrix, or one for each output channel. What does each cost in bytes, and what "
-        "does "
-        "it lose?",
+        "One scale for a whole weight matrix, or one for each output channel. What does each cost in bytes, and "
+        "what does it lose?",
     ),
     "gptq-awq": Experiment(
         "gptq_awq",

@@ -103,8 +103,7 @@ def run(seed: int = 0) -> Finding:
 
     return Finding(
         f"{OUTPUTS} x {INPUTS} weights, {BITS} bits in groups of {GROUP}, {CALIBRATION:,} inputs to calibrate and as "
-        f"many new "
-        f"ones to judge, seed {seed}",
+        f"many new ones to judge, seed {seed}",
         (
             Column("inputs", "inputs"),
             Column("method", "method"),
@@ -114,16 +113,14 @@ def run(seed: int = 0) -> Finding:
         ),
         tuple(rows),
         (
-            f"GPTQ's signal is the second moment of the inputs, X'X: where inputs go together, a rounding error in "
-            f"one weight can "
-            f"be made up by another, and the output's error is {gain(together, 'GPTQ')} of nearest's although its "
-            f"weights are "
-            f"further off. Where inputs are independent there is nothing to make up with: {gain(loud, 'GPTQ')}.",
-            f"AWQ's signal is each input's mean magnitude: the columns that loud inputs meet are scaled up, so that "
-            f"they are "
-            f"rounded finer. It leaves {gain(loud, 'AWQ')} of the error where a few inputs are loud, and "
-            f"{gain(together, 'AWQ')} "
-            f"where all are of one size. With both, GPTQ leaves {gain(both, 'GPTQ')} and AWQ {gain(both, 'AWQ')}.",
+            "GPTQ's signal is the second moment of the inputs, X'X: where inputs go together, a rounding error in "
+            f"one weight can be made up by another, and the output's error is {gain(together, 'GPTQ')} of nearest's "
+            "although its weights are further off. Where inputs are independent there is nothing to make up with: "
+            f"{gain(loud, 'GPTQ')}.",
+            "AWQ's signal is each input's mean magnitude: the columns that loud inputs meet are scaled up, so that "
+            f"they are rounded finer. It leaves {gain(loud, 'AWQ')} of the error where a few inputs are loud, and "
+            f"{gain(together, 'AWQ')} where all are of one size. With both, GPTQ leaves {gain(both, 'GPTQ')} and AWQ "
+            f"{gain(both, 'AWQ')}.",
         ),
         (
             "Frantar et al. 2022, GPTQ: https://arxiv.org/abs/2210.17323",

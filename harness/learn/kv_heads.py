@@ -31,8 +31,7 @@ def run(seed: int = 0) -> Finding:
     full, grouped, one = rows
     return Finding(
         f"a server of {MODEL} in 4 bits on one h100-sxm-80gb, vLLM 0.32, max_model_len {LENGTH:,}: its config with "
-        f"64, 8 and 1 "
-        f"KV heads",
+        "64, 8 and 1 KV heads",
         (
             Column("attention", "attention"),
             Column("kv_heads", "KV heads"),
@@ -45,15 +44,12 @@ def run(seed: int = 0) -> Finding:
         tuple(rows),
         (
             f"A token writes one key and one value for each KV head in each layer: {human(full[2])} with {full[1]} "
-            f"heads, "
-            f"{human(grouped[2])} with {grouped[1]}, {human(one[2])} with one. Queries keep all 64 heads.",
+            f"heads, {human(grouped[2])} with {grouped[1]}, {human(one[2])} with one. Queries keep all 64 heads.",
             f"It shows in the KV pool: {full[5]:,} tokens become {grouped[5]:,} and {one[5]:,}. The key and value "
             f"matrices shrink as well, by {human(full[3] - grouped[3])} from 64 heads to 8, which is little beside "
-            f"the "
-            "cache's factor of 8.",
+            "the cache's factor of 8.",
             "A rank holds at least one KV head: with one, tensor parallelism copies the cache instead of dividing "
-            "it, "
-            "which is a reason for groups.",
+            "it, which is a reason for groups.",
         ),
         (
             "Shazeer 2019, Fast Transformer Decoding (MQA): https://arxiv.org/abs/1911.02150",

@@ -51,8 +51,8 @@ def run(seed: int = 0) -> Finding:
     _, four, three = rows
     return Finding(
         f"{CLASSES} classes, the k-th as frequent as 1/k; {WIDTH} x {HIDDEN} x {CLASSES} weights in groups of "
-        f"{GROUP}; "
-        f"{TESTED:,} new inputs, of which {rare.mean():.0%} are of the rarer half of the classes; seed {seed}",
+        f"{GROUP}; {TESTED:,} new inputs, of which {rare.mean():.0%} are of the rarer half of the classes; seed "
+        f"{seed}",
         (
             Column("bits", "bits"),
             Column("accuracy_before", "right before", "{:.1%}"),
@@ -67,16 +67,12 @@ def run(seed: int = 0) -> Finding:
         tuple(rows),
         (
             f"In 4 bits the average moves from {four[1]:.1%} to {four[2]:.1%}, while {four[6]:.0%} of the answers in "
-            f"the least "
-            f"sure tenth change and {four[5]:.2%} in the surest half: rounding moves every output a little, and only "
-            f"a small "
-            "margin is used up by a little.",
+            f"the least sure tenth change and {four[5]:.2%} in the surest half: rounding moves every output a "
+            "little, and only a small margin is used up by a little.",
             f"Rare classes have small margins, for they were seen seldom (median {np.median(margin[rare]):.1f} "
-            f"against "
-            f"{np.median(margin[~rare]):.1f}): {four[8]:.1%} of their answers change against {four[7]:.1%} of the "
-            f"frequent ones "
-            f"({three[8]:.1%} against {three[7]:.1%} in 3 bits). An average hardly weighs them: measure the tail by "
-            f"itself.",
+            f"against {np.median(margin[~rare]):.1f}): {four[8]:.1%} of their answers change against {four[7]:.1%} "
+            f"of the frequent ones ({three[8]:.1%} against {three[7]:.1%} in 3 bits). An average hardly weighs them: "
+            "measure the tail by itself.",
         ),
         (
             "Hooker et al. 2019, What Do Compressed Deep Neural Networks Forget?: https://arxiv.org/abs/1911.05248",

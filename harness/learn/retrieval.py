@@ -48,9 +48,7 @@ def run(seed: int = 0) -> Finding:
     peak = max(e.bytes or 0 for e in train.ledger if e.term == Term.TOTAL)
     return Finding(
         f"a server of {MODEL} in 4 bits on one {GPU}, vLLM 0.32; {QUESTION} tokens of question, {PASSAGES:,} of "
-        f"passages, "
-        f"{ANSWER} of "
-        f"answer; adapters of rank {RANK} on every linear layer in 16 bits",
+        f"passages, {ANSWER} of answer; adapters of rank {RANK} on every linear layer in 16 bits",
         (
             Column("way", "way"),
             Column("tokens", "tokens", "{:,}"),
@@ -61,13 +59,11 @@ def run(seed: int = 0) -> Finding:
         tuple(rows),
         (
             f"Retrieval costs KV cache for every request under way: {human(PASSAGES * kv.bytes_per_token)} for "
-            f"{PASSAGES:,} "
-            f"tokens of passages, so that {retrieval[4]} requests fit where {merged[4]} would without them.",
+            f"{PASSAGES:,} tokens of passages, so that {retrieval[4]} requests fit where {merged[4]} would without "
+            "them.",
             f"Fine-tuning costs weights once: nothing when the adapter is merged, {human(each)} for each adapter "
-            f"kept apart, so "
-            f"{apart[4]} requests fit beside one and {many[4]} beside {SLOTS}. Its price comes before: a QLoRA step "
-            f"of 1 x 2,048 tokens "
-            f"takes {human(peak)} on this GPU, with checkpointing.",
+            f"kept apart, so {apart[4]} requests fit beside one and {many[4]} beside {SLOTS}. Its price comes "
+            f"before: a QLoRA step of 1 x 2,048 tokens takes {human(peak)} on this GPU, with checkpointing.",
             "Memory is not the only difference: passages can be changed without training, and name their source.",
         ),
         (

@@ -43,8 +43,7 @@ def run(seed: int = 0) -> Finding:
     tensor, channel, _, tensor4, channel4, group4 = rows
     return Finding(
         f"{OUTPUTS:,} x {INPUTS:,} weights, {LOUD} output channels {TIMES:.0f} times as loud in one of two, scales "
-        f"of "
-        f"{SCALE_BYTES} bytes, seed {seed}",
+        f"of {SCALE_BYTES} bytes, seed {seed}",
         (
             Column("bits", "bits"),
             Column("scale_per", "one scale per"),
@@ -57,17 +56,12 @@ def run(seed: int = 0) -> Finding:
         tuple(rows),
         (
             f"In 8 bits a scale for each channel costs {channel[3]:,} bytes, {channel[4]:.2%} of the weights. Where "
-            f"all "
-            f"channels are alike it gains little ({tensor[5]:.2%} -> {channel[5]:.2%}); beside {LOUD} loud ones the "
-            f"other "
-            f"{OUTPUTS - LOUD:,} would lose {tensor[6]:.1%} of their output to one common scale, and "
-            f"{channel[6]:.2%} to "
-            "their own.",
+            f"all channels are alike it gains little ({tensor[5]:.2%} -> {channel[5]:.2%}); beside {LOUD} loud ones "
+            f"the other {OUTPUTS - LOUD:,} would lose {tensor[6]:.1%} of their output to one common scale, and "
+            f"{channel[6]:.2%} to their own.",
             f"In 4 bits one scale for the matrix leaves {tensor4[6]:.0%} of error in the ordinary channels: their "
-            f"weights are "
-            f"nearly all rounded to 0. A scale for each channel brings {channel4[6]:.1%}, and one for each {GROUP} "
-            f"weights "
-            f"{group4[6]:.1%}, for {group4[4]:.1%} more bytes.",
+            f"weights are nearly all rounded to 0. A scale for each channel brings {channel4[6]:.1%}, and one for "
+            f"each {GROUP} weights {group4[6]:.1%}, for {group4[4]:.1%} more bytes.",
         ),
         (
             "Nagel et al. 2021, A White Paper on Neural Network Quantization: https://arxiv.org/abs/2106.08295",

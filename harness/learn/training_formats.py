@@ -65,10 +65,9 @@ def run(seed: int = 0) -> Finding:
     plain, half, scaled, brain = rows
     return Finding(
         f"a network {' x '.join(map(str, WIDTHS))}, {STEPS} steps of gradient descent, {TOKENS:,} tokens a step that "
-        f"are one "
-        f"of {PARTS:,} parts of a batch, seed {seed}",
+        f"are one of {PARTS:,} parts of a batch, seed {seed}",
         (
-            Column("format", "16-bit parts"),
+            Column("format", "rounded to"),
             Column("gradients_to_zero", "gradients -> 0", "{:.1%}"),
             Column("gradients_to_infinity", "-> inf", "{:.1%}"),
             Column("rounding_error", "rounding error", "{:.3%}"),
@@ -80,15 +79,13 @@ def run(seed: int = 0) -> Finding:
         (
             f"fp16 rounds {brain[3] / scaled[3]:.0f} times finer where a number fits ({FP16.mantissa_bits} bits of "
             f"mantissa against {BF16.mantissa_bits}), but {half[1]:.0%} of its gradients fall below "
-            f"{FP16.smallest:.0e} "
-            f"and become 0: the loss ends at {half[6]:.3f} where float32 ends at {plain[6]:.3f}.",
+            f"{FP16.smallest:.0e} and become 0: the loss ends at {half[6]:.3f} where float32 ends at {plain[6]:.3f}.",
             f"bf16 has float32's exponent: {brain[1]:.1%} become 0, and the loss ends at {brain[6]:.3f}. A random "
-            f"error of "
-            f"{brain[3]:.2%} in each gradient is averaged out by the next steps; a gradient that is 0 is not.",
+            f"error of {brain[3]:.2%} in each gradient is averaged out by the next steps; a gradient that is 0 is "
+            "not.",
             f"Scaling the loss by {SCALE:,.0f} moves the gradients into fp16's range ({scaled[1]:.1%} become 0, loss "
             f"{scaled[6]:.3f}). The mantissa is missed elsewhere: {brain[4]:.0%} of the updates would vanish in "
-            f"weights "
-            f"kept in bf16 ({scaled[4]:.0%} in fp16), which is why mixed precision keeps them in float32.",
+            f"weights kept in bf16 ({scaled[4]:.0%} in fp16), which is why mixed precision keeps them in float32.",
         ),
         (
             "Micikevicius et al. 2017, Mixed Precision Training: https://arxiv.org/abs/1710.03740",

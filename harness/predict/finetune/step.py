@@ -73,14 +73,16 @@ def _stays(n: _Counts) -> dict[Term, Estimate]:
     terms = {}
     if t.method == "full":
         term = Term.MASTER_WEIGHTS if t.precision == "mixed" else Term.WEIGHTS
-        terms[term] = _exact(base, f"{n.a.parameters:,} parameters x {states.trained_bytes(t)} B")
+        terms[term] = Estimate.exact(base, f"{n.a.parameters:,} parameters x {states.trained_bytes(t)} B")
     elif t.method == "lora":
-        terms[Term.WEIGHTS] = _exact(base, f"{n.a.parameters:,} frozen parameters x {states.compute_bytes(t)} B")
+        each = states.compute_bytes(t)
+        terms[Term.WEIGHTS] = Estimate.exact(base, f"{n.a.parameters:,} frozen parameters x {each} B")
     else:
-        terms[Term.WEIGHTS] = _exact(base, f"linear layers in nf4, the rest x {states.unquantized_bytes(t)} B, frozen")
+        each = states.unquantized_bytes(t)
+        terms[Term.WEIGHTS] = Estimate.exact(base, f"linear layers in nf4, the rest x {each} B, frozen")
     if t.method != "full":
         each = states.trained_bytes(t)
-        terms[Term.ADAPTERS] = _exact(states.size(n.tensors, each), f"A and B of each target x {each} B")
+        terms[Term.ADAPTERS] = Estimate.exact(states.size(n.tensors, each), f"A and B of each target x {each} B")
     held, paged = states.optimizer_bytes(n.tensors, t), states.paged_bytes(n.tensors, t)
     if held:
         source = f"{t.optimizer}: {held / states.size(n.tensors, 1):.3g} B for each parameter that trains"
@@ -131,8 +133,8 @@ def _loss(n: _Counts) -> dict[Term, Estimate]:
         per, copies = 12, saved + head
     return {
         **_cast(n, copies),
-        Term.ACTIVATIONS: _exact(kept + _ends(n), words),
-        Term.LOGITS: _exact(logits, f"{s.T:,} tokens x {s.V:,} x {per} B"),
+        Term.ACTIVATIONS: Estimate.exact(kept + _ends(n), words),
+        Term.LOGITS: Estimate.exact(logits, f"{s.T:,} tokens x {s.V:,} x {per} B"),
         **_gradients(n.gradients if n.accumulates else 0),
     }
 
@@ -161,13 +163,13 @@ def _embedding(n: _Counts) -> dict[Term, Estimate]:
     if n.t.method != "full":
         return {}
     work = 2 * states.trained_bytes(n.t) * n.s.V * n.s.H if n.a.tied else n.s.w * n.s.T * n.s.H
-    return {**_gradients(n.gradients), Term.WORKSPACE: _exact(work, "the embedding's gradient on its way")}
+    return {**_gradients(n.gradients), Term.WORKSPACE: Estimate.exact(work, "the embedding's gradient on its way")}
 
 
 def _passing(n: _Counts, held: int, words: str, gradients: int, copies: int) -> dict[Term, Estimate]:
     """The terms while one block's backward pass runs."""
     work = _workspace(n)
-    terms = {Term.ACTIVATIONS: _exact(held, words), **_gradients(n.gradients if n.accumulates else gradients)}
+    terms = {Term.ACTIVATIONS: Estimate.exact(held, words), **_gradients(n.gradients if n.accumulates else gradients)}
     if n.t.method == "full" and copies:
         return {**terms, **_cast(n, copies), Term.WORKSPACE: work}
     return {**terms, Term.WORKSPACE: Estimate(work.bytes + copies, work.low + copies, work.high + copies, work.source)}
@@ -184,7 +186,8 @@ def _update_workspace(n: _Counts) -> dict[Term, Estimate]:
         return {}
     largest = max(p.elements for p in n.tensors)
     copies = 2 if states.trained_bytes(n.t) == states.FLOAT else 4
-    return {Term.WORKSPACE: _exact(copies * states.FLOAT * largest, f"{copies} x the largest matrix in float32")}
+    size = copies * states.FLOAT * largest
+    return {Term.WORKSPACE: Estimate.exact(size, f"{copies} x the largest matrix in float32")}
 
 
 # -- parts ---------------------------------------------------------------------------------------------
@@ -219,11 +222,11 @@ def _head_copy(n: _Counts) -> int:
 
 def _cast(n: _Counts, size: int) -> dict[Term, Estimate]:
     term = Term.WEIGHTS if n.t.method == "full" else Term.WORKSPACE
-    return {term: _exact(size, "autocast's 16-bit copies of float32 matrices")} if size else {}
+    return {term: Estimate.exact(size, "autocast's 16-bit copies of float32 matrices")} if size else {}
 
 
 def _gradients(size: int) -> dict[Term, Estimate]:
-    return {Term.GRADIENTS: _exact(size, "of what trains, in its own type")}
+    return {Term.GRADIENTS: Estimate.exact(size, "of what trains, in its own type")}
 
 
 def _workspace(n: _Counts) -> Estimate:
@@ -242,7 +245,3 @@ def _workspace(n: _Counts) -> Estimate:
         size += s.c * s.H * s.I
     what = "gradients of one block's MLP on their way" + (", one matrix back in 16 bits" * (n.t.method == "qlora"))
     return Estimate.within(size, size * WORKSPACE_ROOM, size * WORKSPACE_ROOM, what)
-
-
-def _exact(size: int, source: str) -> Estimate:
-    return Estimate.exact(size, source)
