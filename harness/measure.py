@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from harness import device_ledger
+from harness.calibrate import late_s
 from harness.engines import log
 from harness.ledger import (
     ADDITIVE,
@@ -22,7 +23,7 @@ from harness.ledger import (
     RungName,
     Term,
 )
-from harness.store import LOADING, RunRecord
+from harness.store import LOADING, RESUMED, RunRecord
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -129,12 +130,11 @@ def _load(record: RunRecord, kv: KvPool) -> LoadFigures:
 
 def _pace(record: RunRecord) -> Iterator[str]:
     """How well a rehearsal kept to the step times that its steps were held to."""
-    steps = record.tables["steps"]
-    if {"paced_ns", "late_ns"} <= set(steps.columns) and steps["paced_ns"].sum() > 0:
-        late = 100 * steps["late_ns"].sum() / steps["paced_ns"].sum()
+    late = late_s(record.tables["steps"])
+    if late is not None:
         yield (
-            f"The steps were held to the predicted step times ({steps['paced_ns'].sum() / 1e9:,.1f} s in all); those "
-            f"that took longer here add {late:.1f} %."
+            f"The steps were held to the predicted step times; this computer took {1000 * late:.1f} ms more for each "
+            "on the mean, and what is predicted for here goes by that."
         )
 
 
@@ -147,6 +147,7 @@ def _latencies(record: RunRecord) -> dict[str, Any]:
     if frame.empty:
         return {}
     first, end, sent = (frame[f"{what}_ns"] for what in ("first", "end", "sent"))
+    sent = sent.clip(lower=record.marks.get(RESUMED, 0))  # users who start together were held back until then
     more = frame["tokens_out"] > 1
     seconds = float(end.max() - sent.min()) / 1e9
     figures: dict[str, Any] = {

@@ -364,6 +364,7 @@ class _Run:
         async def start_together() -> None:
             if paused:
                 await asyncio.sleep(SETTLE_S)
+                self.mark(store.RESUMED)
                 await client.post("/resume")
 
         def on_answer(answer: Answer) -> None:

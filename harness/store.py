@@ -42,6 +42,7 @@ REPORT = "report.md"
 ENGINE_LOG = "engine.log"
 STEPS = "steps.csv"
 FRAMES = "simulated.csv"  # the timeline of an analytic run
+RESUMED = "resumed"  # a mark: those who start together are let go
 LOADING = "loading"  # a mark beside the phases: the worker begins to load the weights
 
 # table -> its columns; steps.csv is written by the scheduler probe inside the engine.

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from conftest import SCENARIOS
 from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.architecture import from_config
+from harness.calibrate import at_that_pace, late_s, reached
 from harness.ledger import KvPool
 from harness.predict import predict, settings
 from harness.predict.simulated import simulated, step_time_of
-from harness.predict.step_time import COMPARED, Efficiency, clock, step_time
+from harness.predict.step_time import COMPARED, clock
 from harness.scenario import load_scenario, parse_scenario
 from harness.simulate import TIMELESS, StepTime
 from harness.simulate.latency import Distribution
@@ -79,16 +82,40 @@ def test_ranks_share_the_work_and_exchange_it() -> None:
     assert two.launch_ps - one.launch_ps == 160 * 12_000_000 and (one.exchange_ps, two.exchange_ps > 0) == (0, True)
 
 
-def test_what_a_measured_run_reached_can_be_put_in() -> None:
-    scenario = load_scenario(SCENARIOS / "70b_8k_int4.yaml")
-    a, chosen = from_config(scenario.config()), settings(scenario)
-    from harness.predict.settings import device_gpu
+def test_what_a_measured_run_reached_is_found_and_can_be_put_in() -> None:
+    """Steps as a GPU that reaches other shares would take them, a few per cent off each."""
+    shares = {"weights": 0.62, "kv": 0.7, "linear": 0.55, "attention": 0.3}
+    changes = [f"gpu.efficiency.{name}={share}" for name, share in shares.items()]
+    scenario = load_scenario(SCENARIOS / "70b_8k_int4.yaml", changes)
+    real, rng = step_time_of(scenario), random.Random(1)
+    rows = [(n, n * rng.randrange(500, 8000), 0) for n in range(1, 41) for _ in range(4)]
+    for _ in range(100):
+        new, before = rng.randrange(1024, 8192), rng.choice([0, 2000, 4000])
+        rows.append((new + 20, 20 * rng.randrange(500, 8000), new * before + new * (new + 1) // 2))
+    took = [round(real.step(*row) / 1000 * rng.gauss(1, 0.02)) for row in rows]
+    steps = pd.DataFrame(rows, columns=["tokens", "kv_tokens", "pairs"]).assign(took_ns=took)
+    found = reached(load_scenario(SCENARIOS / "70b_8k_int4.yaml"), steps)
+    assert not isinstance(found, str)
+    for name, share in shares.items():
+        # A prefill's attention is a small part of a step at 8K, and as uncertain.
+        assert getattr(found.efficiency, name) == pytest.approx(share, rel=0.15 if name == "attention" else 0.05), name
+    assert 0.005 < found.decode_error < 0.03 and 0.005 < found.prefill_error < 0.03
+    assert "40 of each are needed" in str(reached(scenario, steps[:60]))
+    assert "not recorded" in str(reached(scenario, steps[["tokens"]]))
 
-    gpu = device_gpu(scenario)
-    assert gpu is not None
-    half, whole = (step_time(a, chosen, gpu, Efficiency(weights=share, launch_s=0)) for share in (0.5, 1.0))
-    assert isinstance(half, StepTime) and isinstance(whole, StepTime)
-    assert half.dense_ps == pytest.approx(2 * whole.dense_ps, rel=1e-9)
+
+def test_the_pace_that_a_rehearsal_kept_is_what_it_is_compared_at() -> None:
+    """Steps of 10 ms held to 8, 1 ms between them, and a break in which nobody was there."""
+    began = [0, 11, 22, 533]
+    steps = pd.DataFrame({"time_ns": [t * 10**6 for t in began], "paced_ns": [8 * 10**6] * 4, "took_ns": [10**7] * 4})
+    assert late_s(steps) == pytest.approx((4 * 0.002 + 2 * 0.001) / 4)
+    assert late_s(steps.assign(paced_ns=0)) is None and late_s(steps[["time_ns"]]) is None
+    scenario = load_scenario(SCENARIOS / "8b_24gb_poisson.yaml")
+    account = predict(scenario)
+    slower = at_that_pace(scenario, account, account, steps).load
+    assert slower.e2e_mean_s is not None and account.load.e2e_mean_s is not None
+    assert 1.02 < slower.e2e_mean_s / account.load.e2e_mean_s < 1.2
+    assert at_that_pace(scenario, account, account, steps.assign(paced_ns=0)) is account
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ modelled, nor is what lies between the client and the engine.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.architecture import FULL, MLA, Architecture
 from harness.catalog import Gpu
@@ -46,6 +46,11 @@ COMPARED = {
 }
 
 
+def published(gpu: Gpu) -> Efficiency:
+    """The shares that public runs on such GPUs reached."""
+    return PUBLISHED.get(gpu.compute_capability or "", Efficiency())
+
+
 def compared(gpu: Gpu) -> str:
     """What the step times of ``gpu`` were compared with, and how far off they were (``bench evidence``)."""
     if gpu.name not in COMPARED:
@@ -54,10 +59,9 @@ def compared(gpu: Gpu) -> str:
 
 
 def step_time(
-    architecture: Architecture, settings: Settings, gpu: Gpu, reached: Efficiency | None = None
-) -> StepTime | str:
-    """The roofline of a step, or the reason why there is none. ``reached``: None for what is published."""
-    reached = reached or PUBLISHED.get(gpu.compute_capability or "", Efficiency())
+    architecture: Architecture, settings: Settings, gpu: Gpu, reached: Efficiency
+) -> StepTime | str:  # fmt: skip
+    """The roofline of a step, or the reason why there is none."""
     a, tp = architecture, settings.tensor_parallel_size
     eight_bits = settings.weight_format.name.startswith("fp8") and gpu.fp8_flops
     peak = gpu.fp8_flops if eight_bits else gpu.bf16_flops
@@ -88,12 +92,19 @@ def step_time(
     )
 
 
-def clock(scenario: Scenario, architecture: Architecture, settings: Settings) -> StepTime | str:
-    """How long the scenario's steps take, or the reason why that is not known."""
+def clock(
+    scenario: Scenario, architecture: Architecture, settings: Settings, reached: Efficiency | None = None
+) -> StepTime | str:
+    """How long the scenario's steps take, or the reason why that is not known.
+
+    ``reached``: in place of the scenario's ``gpu.efficiency``.
+    """
     gpu = device_gpu(scenario)
-    if gpu is None:
+    if gpu is None or scenario.gpu is None:
         return "how long a step takes on this computer is measured, not predicted"
-    return step_time(architecture, settings, gpu)
+    if reached is None:
+        reached = replace(published(gpu), **scenario.gpu.efficiency.model_dump(exclude_none=True))
+    return step_time(architecture, settings, gpu, reached)
 
 
 def _bytes_read(a: Architecture, settings: Settings) -> tuple[int, int]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from harness.calibrate import at_that_pace, reached
 from harness.compare import Comparison, FigureRow, RungRow, TermRow, check, compare
 from harness.errors import LoadfitError, UsageError
 from harness.explain import explain, heading
@@ -107,10 +108,11 @@ def understand(record: RunRecord) -> Reading:
         scenario = parse_scenario(record.scenario_yaml, str(record.path / "scenario.yaml"), record.path)
     except LoadfitError as error:
         raise UsageError(f"{record.path}: the scenario kept there can't be read: {error}") from None
-    measured = measure(record)
-    comparison = compare(
-        record.prediction, measured, mode=record.mode, outcome=record.outcome, here=record.rehearsal
-    )
+    measured, here = measure(record), record.rehearsal
+    steps = record.tables.get("steps")
+    if here is not None and scenario.load is not None and steps is not None:
+        here = at_that_pace(scenario, record.prediction, here, steps)
+    comparison = compare(record.prediction, measured, mode=record.mode, outcome=record.outcome, here=here)
     return Reading(record, scenario, measured, comparison)
 
 
@@ -340,6 +342,23 @@ def _words(reading: Reading) -> Iterable[str]:
         yield from (f"  {line}" for line in said)
 
 
+def _reached(reading: Reading) -> Iterable[str]:
+    """The shares of the roofline that a run on a GPU reached, to predict the next ones with."""
+    steps = reading.record.tables.get("steps")
+    if reading.record.mode != "measured" or reading.scenario.on_cpu or steps is None or steps.empty:
+        return
+    found = reached(reading.scenario, steps)
+    if isinstance(found, str):
+        yield f"What this run reached of the GPU's roofline can't be told: {found}."
+        return
+    e = found.efficiency
+    shares = ", ".join(f"{name}: {getattr(e, name):.2f}" for name in ("weights", "kv", "linear", "attention"))
+    yield (
+        f"This run reached, of the GPU's roofline, gpu.efficiency: {{{shares}}} (decoding off by "
+        f"{100 * found.decode_error:.0f} %, prefill by {100 * found.prefill_error:.0f} % on the median step)."
+    )
+
+
 def _notes(reading: Reading) -> Iterable[str]:
     record = reading.record
     yield from record.prediction.notes
@@ -351,6 +370,7 @@ def _notes(reading: Reading) -> Iterable[str]:
     if ran and ran.split(".")[:2] != reading.scenario.engine.vllm.split(".")[:2]:
         yield f"The scenario is of vLLM {reading.scenario.engine.vllm}; what ran here is {ran}."
     yield from devices.health(record)
+    yield from _reached(reading)
     sampling = record.manifest.get("sampling")
     if sampling and record.mode == "measured":
         whose = "The host's memory" if record.on_gpus else "Memory"

@@ -27,6 +27,19 @@ def _gpu_name(value: Any) -> Any:
     return value
 
 
+Share = Annotated[float, Field(gt=0, le=1.2)] | None
+
+
+class Efficiency(Part):
+    """What a measured run reached of the GPU's roofline, where the published shares are not to be used."""
+
+    weights: Share = Field(None, description="of the bandwidth, reading weights")
+    kv: Share = Field(None, description="of the bandwidth, reading KV")
+    linear: Share = Field(None, description="of the dense peak, linear layers")
+    attention: Share = Field(None, description="of the dense peak, attention of prefills")
+    launch_s: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="seconds of each step besides")
+
+
 class Gpu(Part):
     """One kind of GPU: by catalogue name, or by its memory."""
 
@@ -39,6 +52,7 @@ class Gpu(Part):
     )
     in_use: Size = Field(0, description="what other processes hold on each GPU when the engine starts, such as 2 GiB")
     count: Annotated[int, Field(ge=1, le=1024)] = 1
+    efficiency: Efficiency = Field(Efficiency(), description="of step times, such as {weights: 0.8, linear: 0.6}")
 
 
 def device_faults(s: Scenario) -> Iterator[Fault]:
