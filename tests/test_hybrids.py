@@ -35,11 +35,27 @@ def test_a_public_log_of_a_gated_delta_net():
 # https://github.com/ROCm/ROCm/issues/6055 (vLLM 0.18.1): Setting attention block size to 1056 tokens, padding mamba
 # page size by 0.76%.
 def test_a_public_log_of_the_block_that_a_state_needs():
-    architecture, chosen = resolved("Qwen/Qwen3.5-35B-A3B", 8192)
+    architecture, chosen = resolved("Qwen/Qwen3.5-35B-A3B", 8192, 'vllm: "0.18"')
     assert chosen.block_size == 1056
     state = next(k.state for k in architecture.kv_kinds if k.state)
     page = kv_cache.groups(architecture, chosen)[0].page_bytes
     assert f"{100 * (page / state.bytes_on_rank(1, 2, 4) - 1):.2f}" == "0.76"
+
+
+@pytest.mark.parametrize(
+    ("engine", "gpu", "block_size", "held"),
+    [
+        ('vllm: "0.33"', "{name: h100}", 1088, 3),
+        ('vllm: "0.32"', "{name: h100}", 1056, 2),
+        ('vllm: "0.33"', "{name: a100-sxm-80gb}", 1056, 2),
+        ('vllm: "0.33", enable_prefix_caching: false', "{name: h100}", 1056, 1),
+    ],
+)
+def test_flashinfers_prefill_leaves_a_state_behind_from_033_on(engine: str, gpu: str, block_size: int, held: int):
+    """As read in the 0.33.0 wheel (qwen_gdn_linear_attn.py, platforms/interface.py): blocks of 64, one more."""
+    architecture, chosen = resolved("Qwen/Qwen3.5-35B-A3B", 8192, engine, gpu)
+    assert chosen.block_size == block_size
+    assert {g.held for g in kv_cache.groups(architecture, chosen) if g.kind == STATE} == {held}
 
 
 def test_states_without_aligned_blocks_as_vllms_planner_counts_them():
@@ -48,7 +64,7 @@ def test_states_without_aligned_blocks_as_vllms_planner_counts_them():
     chosen = replace(chosen, block_size=16)
     needed = kv_cache.request_blocks(architecture, chosen, 8192) * kv_cache.bytes_per_block(architecture, chosen)
     assert f"{needed / GIB:.2f}" == "83.42"
-    mixed = (KvLayer(FULL, 8, 256), *(KvLayer(STATE, 0, 0, state=State(12_288, 1 << 20, checkpoints=1)),) * 3) * 12
+    mixed = (KvLayer(FULL, 8, 256), *(KvLayer(STATE, 0, 0, state=State(12_288, 1 << 20, kernel="mamba2")),) * 3) * 12
     shape = replace(architecture, layers=48, kv_layers=tuple((cache,) for cache in mixed))
     pool = kv_cache.pool(
         shape, replace(chosen, state_dtype_bytes=2),

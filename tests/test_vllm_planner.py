@@ -49,6 +49,7 @@ name: x
 model: {json.dumps(model)}
 gpu: {{name: h100, count: {tp * pp}}}
 engine:
+  vllm: "0.32"
   max_model_len: {max_model_len}
   block_size: {block_size}
   kv_cache_dtype: {kv_dtype}
@@ -187,7 +188,7 @@ def check_against_vllm(vllm: Vllm, config: dict[str, Any]) -> None:
 # Caches of every kind, by how many layers have each; a layer may have two.
 MIXES: dict[str, dict[KvLayer, int]] = {
     "Nemotron-H-56B": {
-        KvLayer(FULL, 8, 256): 10, KvLayer(STATE, 0, 0, state=State(49152, 1 << 22, 1536, 8, checkpoints=1)): 54
+        KvLayer(FULL, 8, 256): 10, KvLayer(STATE, 0, 0, state=State(49152, 1 << 22, 1536, 8, kernel="mamba2")): 54
     },
     "Qwen3.5": {KvLayer(STATE, 0, 0, state=State(24576, 1 << 19)): 30, KvLayer(FULL, 2, 512): 10},
     "latent and states": {KvLayer(MLA, 1, 576): 7, KvLayer(STATE, 0, 0, state=State(36864, 1 << 19)): 20},

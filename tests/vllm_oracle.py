@@ -281,7 +281,7 @@ def as_spec(layer: KvLayer, chosen: Settings) -> Any:
         mode = "align" if chosen.enable_prefix_caching else "none"
         return MambaSpec(
             block_size=tokens, shapes=((page,),), dtypes=(torch.uint8,), mamba_cache_mode=mode,
-            num_prefill_checkpoint_blocks=layer.state.checkpoints,
+            num_prefill_checkpoint_blocks=int(layer.state.kernel in chosen.state_checkpoints),
         )  # fmt: skip
     heads = layer.heads_on_rank(tp)
     if layer.kind == INDEXER:

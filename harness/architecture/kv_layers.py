@@ -19,7 +19,8 @@ class State:
 
     ``conv``: the last inputs of the convolution, in the model's dtype; ``conv_group``: of each of ``groups`` more that
     are copied where ranks don't divide them. ``recurrent``: the state proper, in ``recurrent_dtype``, the config's own
-    word for it; None: in the model's dtype. ``checkpoints``: blocks more that prefill may leave a state in.
+    word for it; None: in the model's dtype. ``kernel``: what runs its prefill, where that may leave a state
+    behind in a block more: "mamba2", "kda", "delta_net"; the engine's version tells whether it does.
     Source: ``MambaStateShapeCalculator`` of vllm/model_executor/layers/mamba/mamba_utils.py, 0.32.
     """
 
@@ -28,7 +29,7 @@ class State:
     conv_group: int = 0
     groups: int = 1
     recurrent_dtype: str | None = None
-    checkpoints: int = 0
+    kernel: str | None = None
 
     def bytes_on_rank(self, tp: int, dtype_bytes: int, recurrent_bytes: int) -> int:
         """Bytes on one of ``tp`` ranks; ``recurrent_bytes``: of an element of the recurrent state."""

@@ -54,7 +54,7 @@ def mamba2(read: Reader, hidden: int) -> Parts:
     ]  # fmt: skip
     if read.flag("mamba_rms_norm", True):
         parts.append(_vector("mixer_norm.weight", (inner,)))
-    return parts, State((kernel - 1) * width, width * size, (kernel - 1) * 2 * size, groups, checkpoints=1)
+    return parts, State((kernel - 1) * width, width * size, (kernel - 1) * 2 * size, groups, kernel="mamba2")
 
 
 def _mamba_width(read: Reader, hidden: int) -> int:
@@ -99,7 +99,7 @@ def gated_delta_net(read: Reader, hidden: int) -> Parts:
         *_out(hidden, v_heads * v_dim),
     ]  # fmt: skip
     channels = 2 * k_heads * k_dim + v_heads * v_dim
-    return parts, State((kernel - 1) * channels, v_heads * v_dim * k_dim)
+    return parts, State((kernel - 1) * channels, v_heads * v_dim * k_dim, kernel="delta_net" if k_dim == 128 else None)
 
 
 def kimi_delta_attention(read: Reader, hidden: int) -> Parts:
@@ -121,10 +121,9 @@ def kimi_delta_attention(read: Reader, hidden: int) -> Parts:
     if not full:
         parts.append(Component("g_a_proj.weight", (dim, hidden), "replicated", quantizable=True, kind=KIND))
         parts += _linear("g_b_proj", (inner,), dim)
-    # FlashKDA (Hopper on), which reads bounded gates alone, leaves a state behind during prefill.
-    checkpoints = int(own.config.get("gate_lower_bound") is not None and dim == 128)
+    bounded = own.config.get("gate_lower_bound") is not None and dim == 128  # as FlashKDA wants it
     conv, recurrent = (kernel - 1) * 3 * heads * dim, heads * dim * dim
-    return parts, State(conv, recurrent, recurrent_dtype="float32", checkpoints=checkpoints)
+    return parts, State(conv, recurrent, recurrent_dtype="float32", kernel="kda" if bounded else None)
 
 
 def lightning_attention(read: Reader, hidden: int) -> Parts:

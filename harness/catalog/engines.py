@@ -57,6 +57,7 @@ class EngineDefaults:
     one_line_kv_log: bool
     tokens_by_concurrency: bool
     counts_async_batches: bool  # whether a window is charged for every batch in flight, or for one
+    state_checkpoints: tuple[str, ...]  # kernels of recurrent layers whose prefill may leave a state in a block more
 
 
 @cache
@@ -100,7 +101,8 @@ def engine_defaults(
     merged.pop("source")
     v2 = merged.pop("v2_runner")
     runner = V2Runner(**{**v2, "architectures": tuple(v2["architectures"])}) if v2 else None
-    merged["v2_proposers"] = tuple(merged["v2_proposers"])
+    for key in ("v2_proposers", "state_checkpoints"):
+        merged[key] = tuple(merged[key])
     merged.update(_batch(data["batch_defaults"], asked, memory_bytes, gpu_name.lower(), entrypoint))
     return EngineDefaults(vllm=version, **merged, v2_runner=runner)
 

@@ -8,8 +8,10 @@ Source: ``_get_backend_priorities`` (vllm/platforms/cuda.py), what each backend 
 from __future__ import annotations
 
 from fractions import Fraction
+from math import lcm
 
 from harness.architecture import INDEXER, MLA, STATE, Architecture
+from harness.catalog import EngineDefaults
 from harness.errors import UsageError
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -19,6 +21,7 @@ _KV_BYTES: dict[str, int | Fraction] = {
 }  # fmt: skip
 # Classes that don't hand kv_cache_dtype on to their attention (vllm/model_executor/models/falcon.py, 0.32).
 _IGNORES_KV_DTYPE = ("FalconForCausalLM",)
+DELTA_NET_STEP = 64  # FLASHINFER_GDN_CHECKPOINT_ALIGNMENT, vllm/v1/attention/backends/gdn_attn.py, 0.33
 _LATENT_STEP = 128  # of a model with latent attention and states, a block is a multiple of this
 _SPARSE_ROW = 656  # fp8_ds_mla: 512 fp8 values, 4 float32 scales, 64 bf16 values of RoPE (flashmla_sparse.py)
 _HOPPER, _BLACKWELL, _SMALL_BLACKWELL = 9, 10, 12  # major compute capabilities
@@ -79,19 +82,32 @@ def preferred_block_size(
     return 64 if (capability or _HOPPER) == _HOPPER and kv_cache_dtype.startswith("fp8") else default
 
 
+def checkpoint_kernels(defaults: EngineDefaults, capability: int | None) -> tuple[str, ...]:
+    """The kernels that leave a state behind during prefill: of a gated delta net FlashInfer's, from Hopper on.
+
+    Source: the ``get_kv_cache_spec`` of each layer, and ``_resolve_gdn_prefill_backend`` (mamba/gdn/
+    qwen_gdn_linear_attn.py), of the 0.30 to 0.33 wheels; that of 0.33 is built for CUDA 13.
+    """
+    flashinfer = (capability or _HOPPER) in (_HOPPER, _BLACKWELL, _SMALL_BLACKWELL)
+    return tuple(k for k in defaults.state_checkpoints if flashinfer or k != "delta_net")
+
+
 def aligned(
-    architecture: Architecture, block_size: int, tp: int, kv_bytes: int | Fraction, dtype_bytes: int, state_bytes: int
-) -> int:
+    architecture: Architecture, block_size: int, tp: int, kv_bytes: int | Fraction, dtype_bytes: int, state_bytes: int,
+    checkpoints: tuple[str, ...] = (),
+) -> int:  # fmt: skip
     """The block of a model with states: so many tokens that a page of attention is no smaller than a state.
 
-    vLLM does it whatever the user asked for. Bytes are those of an element, of a row, the model and a state.
+    vLLM does it whatever the user asked for. Bytes are those of an element, of a row, the model and a state;
+    ``checkpoints``: the kernels that leave states behind, at multiples of their own.
     """
     states = [k.state for k in architecture.kv_kinds if k.state]
     rows = [k for k in architecture.kv_kinds if k.kind not in (STATE, INDEXER)]
     if not states or not rows:
         return block_size
+    multiple = DELTA_NET_STEP if any(s.kernel == "delta_net" and s.kernel in checkpoints for s in states) else 1
     needed = max(s.bytes_on_rank(tp, dtype_bytes, state_bytes) for s in states)
-    step = max(block_size, _LATENT_STEP) if rows[0].kind == MLA else block_size
+    step = lcm(max(block_size, _LATENT_STEP) if rows[0].kind == MLA else block_size, multiple)
     return max(block_size, step * -(-needed // (step * rows[0].bytes_per_token(tp, kv_bytes))))
 
 

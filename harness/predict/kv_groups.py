@@ -121,7 +121,8 @@ def _spec(layer: KvLayer, settings: Settings) -> _Spec:
         page = layer.state.bytes_on_rank(tp, settings.dtype_bytes, settings.state_dtype_bytes)
         if not settings.enable_prefix_caching:  # one block covers a request whole
             return _Spec(layer.kind, None, 0, 0, settings.max_model_len, page, 1)
-        return _Spec(layer.kind, None, 0, 0, block_size, page, 2 + layer.state.checkpoints)
+        left = int(layer.state.kernel in settings.state_checkpoints)
+        return _Spec(layer.kind, None, 0, 0, block_size, page, 2 + left)
     page = layer.bytes_per_token(tp, settings.kv_dtype_bytes) * block_size
     return _Spec(layer.kind, layer.window, layer.heads_on_rank(tp), layer.row, block_size, page)
 

@@ -18,6 +18,7 @@ from harness.predict.kv_format import (
     DTYPE_BYTES,
     aligned,
     check_context_split,
+    checkpoint_kernels,
     element_bytes,
     preferred_block_size,
     state_bytes,
@@ -60,6 +61,7 @@ class Settings:
     kv_cache_dtype: str
     kv_dtype_bytes: int | Fraction
     state_dtype_bytes: int  # of a recurrent state; its convolution's inputs are in the model's dtype
+    state_checkpoints: tuple[str, ...]  # kernels whose prefill leaves a state in a block more
     max_model_len: int
     gpu_memory_utilization: float
     block_size: int
@@ -134,6 +136,7 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
         defaults.cpu_block_size if scenario.on_cpu
         else preferred_block_size(architecture, kv_dtype, capability, defaults.block_size)
     )  # fmt: skip
+    checkpoints = checkpoint_kernels(defaults, capability) if engine.enable_prefix_caching else ()
     runner = _model_runner(defaults, architecture, weights, scenario.on_cpu, engine.speculative_config)
     chosen = Settings(
         vllm=engine.vllm,
@@ -147,7 +150,8 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
         state_dtype_bytes=of_states,
         max_model_len=max_model_len,
         gpu_memory_utilization=engine.gpu_memory_utilization or defaults.gpu_memory_utilization,
-        block_size=aligned(architecture, block_size, tp, kv_bytes, DTYPE_BYTES[dtype], of_states),
+        block_size=aligned(architecture, block_size, tp, kv_bytes, DTYPE_BYTES[dtype], of_states, checkpoints),
+        state_checkpoints=checkpoints,
         max_num_seqs=seqs,
         max_num_batched_tokens=tokens,
         tensor_parallel_size=tp,
