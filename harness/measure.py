@@ -69,7 +69,7 @@ def _gpu_notes(record: RunRecord) -> Iterator[str]:
     """What has to be said of the GPUs before any figure is believed."""
     yield from record.manifest.get("notes", ())
     for gpu in record.gpus:
-        yield from (f"{stranger}." for stranger in gpu["strangers"])
+        yield from (f"{stranger[:1].upper()}{stranger[1:]}." for stranger in gpu["strangers"])
         if gpu["lost"]:
             yield f"{gpu['name']} could not be read to the end: {gpu['lost']}."
         told = {what: why for what, why in gpu["missing"].items() if what != "accounting_peak_bytes"}  # off as a rule

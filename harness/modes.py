@@ -299,7 +299,7 @@ def _on_gpu(scenario: Scenario, prediction: Account, engine: vllm.Installed, scr
             **({"HF_HUB_OFFLINE": "1"} if made_up else {}),
         },
     )  # fmt: skip
-    vocabulary = int(scenario.config()["vocab_size"])
+    vocabulary = from_config(scenario.config()).vocab
     return Session(
         Mode.MEASURED, plan, prediction, vocabulary, not made_up, engine, gpus=gpus, notes=(*notes, *left_out)
     )  # fmt: skip
@@ -372,7 +372,7 @@ def attach(scenario: Scenario, prediction: Account, server: Attached) -> Session
         notes.append(f"The server calls its model {server.name}, the scenario {scenario.model_name}.")
     plan = vllm.ServerPlan(server.name, Path(tempfile.mkdtemp(prefix="loadfit-")), {})
     engine = vllm.Installed("vLLM, attached", server.version)
-    vocabulary = int(scenario.config()["vocab_size"])
+    vocabulary = from_config(scenario.config()).vocab
     return Session(
         Mode.MEASURED, plan, prediction, vocabulary, False, engine, gpus=gpus, notes=tuple(notes), server=server
     )  # fmt: skip

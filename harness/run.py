@@ -240,8 +240,9 @@ class _Run:
         if self.gpus:
             self.gpus.read_accounting(self._ours())
         self.server.stop()
-        if self.memory:
-            self.memory.end()
+        for sampler in (self.memory, self.gpus.sampler if self.gpus else None):
+            if sampler:
+                sampler.end()  # what it cost is known from here on
         self.tail.close()
         for table in self.tables:
             with contextlib.suppress(RecordError):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -124,6 +126,28 @@ def test_nobody_there() -> None:
         probe.bind(("127.0.0.1", 0))
         with pytest.raises(MachineError, match="no server answers at"):
             attach(f"127.0.0.1:{probe.getsockname()[1]}")
+
+
+def test_a_redirection_is_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str | None] = []
+
+    class Elsewhere(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.headers.get("Authorization") if self.path == "/taken" else None)
+            self.send_response(302)
+            self.send_header("Location", "/taken")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setenv("VLLM_API_KEY", KEY)
+    with http.server.HTTPServer(("127.0.0.1", 0), Elsewhere) as elsewhere:
+        threading.Thread(target=elsewhere.serve_forever, daemon=True).start()
+        with pytest.raises(MachineError, match="/v1/models answers 302"):
+            attach(f"http://127.0.0.1:{elsewhere.server_port}")
+        elsewhere.shutdown()
+    assert asked == [None]
 
 
 def test_attach_is_measured_and_nothing_else(tmp_path: Path) -> None:

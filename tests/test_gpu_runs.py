@@ -179,6 +179,7 @@ def test_samples_come_as_often_as_asked_for(replayed: Ran) -> None:
     assert frame["time_ns"].diff().median() < 0.03e9
     assert sampling["sweeps"] == len(frame) > 100
     assert sampling["longest_gap_s"] >= 0.02
+    assert 0 < sampling["cpu_s"] < 0.1 * sampling["wall_s"]
     assert (frame["total_bytes"] == frame["reserved_bytes"] + frame["used_bytes"] + frame["free_bytes"]).all()
 
 
@@ -275,11 +276,11 @@ CASES = (
     Case("lost_under_load", 3, f"device_lost: {H100}: the GPU is lost", "device_lost", behaviour="lost",
          said="could not be read to the end"),
     Case("xid_under_load", 0, said="GPU 0 reported XID 79", behaviour="xid"),
-    Case("stranger_from_the_start", 0, said="process 4242 (9.00 GiB) is on NVIDIA H100 80GB HBM3 before the engine",
+    Case("stranger_from_the_start", 0, said="Process 4242 (9.00 GiB) is on NVIDIA H100 80GB HBM3 before the engine",
          state=(device(), f"process {H100} 4242 {9 * GIB}")),
     Case("stranger_from_the_start_refused", 3, r"--isolation fail: process 4242 \(9.00 GiB\) is on", "",
          state=(device(), f"process {H100} 4242 {9 * GIB}"), arguments=("--measure", "--isolation", "fail")),
-    Case("stranger_mid_run", 0, behaviour="stranger", said="process 424242 (3.00 GiB) came onto NVIDIA H100"),
+    Case("stranger_mid_run", 0, behaviour="stranger", said="Process 424242 (3.00 GiB) came onto NVIDIA H100"),
     Case("stranger_mid_run_refused", 3, r"disturbed: --isolation fail: process 424242 \(3.00 GiB\) came onto",
          "disturbed", behaviour="stranger", arguments=("--measure", "--isolation", "fail")),
     Case("mig", 0, said="MIG 3g.40gb", state=(device(), SLICE), scenario=SMALL),

@@ -69,6 +69,13 @@ class Attached:
         return "the attached server's log is not ours to read"
 
 
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """Follows no redirection: it would take the key with it."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        """None: the answer stands as an error."""
+
+
 def attach(url: str) -> Attached:
     """The server at ``url``. Raises UsageError for what is no plain URL, MachineError where no vLLM answers there."""
     parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
@@ -92,7 +99,7 @@ def attach(url: str) -> Attached:
 
 def _get(base: str, path: str) -> Any:
     request = urllib.request.Request(base + path, headers={"Authorization": f"Bearer {os.environ.get(KEY, '')}"})
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the key goes nowhere else
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Stay())  # the key goes nowhere else
     try:
         with opener.open(request, timeout=TIMEOUT_S) as answer:
             return json.loads(answer.read(LONGEST_ANSWER))
