@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from harness.predict import kv_cache
 from harness.predict.settings import settings
 from harness.scenario import parse_scenario
 from harness.units import GIB
+from tests.hybrid_configs import CONFIGS
 
 
 def resolved(model: str, length: int, engine: str = "", gpu: str = "{name: h100}") -> tuple[Any, Any]:
@@ -113,6 +115,8 @@ def test_the_row_and_the_block_are_those_of_the_gpus_backend(
     [
         ("deepseek-ai/DeepSeek-V3.2", "", "{name: a100-sxm-80gb}", "No valid attention backend found for cuda"),
         ("deepseek-v3", "kv_cache_dtype: nvfp4", "{name: b200}", "nvfp4 KV cache is not supported with MLA"),
+        (json.dumps(CONFIGS["bamba"]), "", "{name: h100}",
+         "Model architecture BambaForCausalLM was supported in vLLM until v0.23.0, and is not supported anymore."),
         ("gemma-2-9b", "decode_context_parallel_size: 2, tensor_parallel_size: 16", "{name: h100, count: 16}",
          "DCP not support sliding window"),
         ("deepseek-v3", "decode_context_parallel_size: 3, tensor_parallel_size: 8", "{name: h100, count: 8}",
@@ -121,6 +125,16 @@ def test_the_row_and_the_block_are_those_of_the_gpus_backend(
 )  # fmt: skip
 def test_what_vllm_refuses_is_refused(model: str, engine: str, gpu: str, said: str):
     with pytest.raises(UsageError) as caught:
-        resolved(model, 8192, engine, gpu)
+        resolved(model, 512, engine, gpu)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_flags_and_names_of_layers_say_the_same_of_minimax():
+    named = CONFIGS["minimax-m1"]
+    flagged = {k: v for k, v in named.items() if k != "layer_types"} | {
+        "architectures": ["MiniMaxM1ForCausalLM"], "attn_type_list": [0, 1, 0, 0]
+    }  # fmt: skip
+    one, other = from_config(named), from_config(flagged)
+    assert (one.components, one.kv_layers) == (other.components, other.kv_layers)
+    assert resolved(json.dumps(flagged), 512, 'vllm: "0.23"')[1].block_size == 32

@@ -91,11 +91,11 @@ REFUSED = {
         "Kimi K3's residual attention, latent experts and gated latent attention are not modelled yet"
     ),
     "MiniMaxM3ForCausalLM": (
-        "no vLLM up to 0.32 has a class of this name (it has MiniMaxM3SparseForCausalLM); block-sparse attention with "
+        "no vLLM up to 0.33 has a class of this name (it has MiniMaxM3SparseForCausalLM); block-sparse attention with "
         "an indexer is not modelled yet"
     ),
     "Step3p7FlashForCausalLM": (
-        "no vLLM up to 0.32 has a class of this name (it has Step3p7ForConditionalGeneration)"
+        "no vLLM up to 0.33 has a class of this name (it has Step3p7ForConditionalGeneration)"
     ),
 }
 UNSAID = (

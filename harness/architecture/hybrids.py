@@ -18,6 +18,11 @@ _QWEN3_NEXT = Family(
     scheme="types", pattern=4, mixer="gated_delta_net",
 )  # fmt: skip
 _QWEN3_5 = replace(_QWEN3_NEXT, state_dtype="mamba_ssm_dtype")
+_MINIMAX = Family(
+    scheme="types", mixer="lightning", rotary=0.5,
+    experts=Experts(count="num_local_experts", width="intermediate_size"),
+)  # fmt: skip
+_MINIMAX_FLAGS = replace(_MINIMAX, scheme="flags", keys=(("layer_flags", "attn_type_list"),))
 _MAMBA2_KEYS = (("mamba_heads", "mamba_n_heads"), ("mamba_head_dim", "mamba_d_head"))
 
 HYBRIDS: dict[str, Family] = {
@@ -60,10 +65,9 @@ HYBRIDS: dict[str, Family] = {
         ),
     ),
     "Lfm2ForCausalLM": Family(qk_norm="head", tied=True, scheme="types", mixer="short_conv"),
-    "MiniMaxForCausalLM": Family(
-        scheme="types", mixer="lightning", rotary=0.5,
-        experts=Experts(count="num_local_experts", width="intermediate_size"),
-    ),
+    "MiniMaxForCausalLM": _MINIMAX,
+    "MiniMaxText01ForCausalLM": _MINIMAX_FLAGS,
+    "MiniMaxM1ForCausalLM": _MINIMAX_FLAGS,
     "KimiLinearForCausalLM": Family(
         mla=True, rotary=None, scheme="kda", mixer="kda",
         experts=Experts(

@@ -19,6 +19,7 @@ from harness.catalog.engines import (
     checked_version,
     cpu_batch_defaults,
     engine_defaults,
+    last_with_class,
     oldest_version,
     version_key,
 )
@@ -30,9 +31,9 @@ _FOLDER = Path(__file__).parent
 
 __all__ = [
     "CHECKED", "DEFAULT_VLLM", "CpuRuntime", "EngineDefaults", "Gpu", "V2Runner", "WeightFormat", "checked_version",
-    "cpu_batch_defaults", "cpu_runtime", "engine_defaults", "gpu", "gpus", "knows_model", "mig_profiles", "mig_slice",
-    "model_config", "model_facts", "model_names", "oldest_version", "refusal", "refused_models", "version_key",
-    "weight_format", "weight_format_names",
+    "cpu_batch_defaults", "cpu_runtime", "engine_defaults", "gpu", "gpus", "knows_model", "last_with_class",
+    "mig_profiles", "mig_slice", "model_config", "model_facts", "model_names", "oldest_version", "refusal",
+    "refused_models", "version_key", "weight_format", "weight_format_names",
 ]  # fmt: skip
 
 

@@ -73,6 +73,12 @@ def version_key(version: str) -> tuple[int, ...]:
     return tuple(map(int, version.split(".")))
 
 
+def last_with_class(name: str) -> str | None:
+    """The last version that has the model class ``name``; None where the newest one has it."""
+    found = _data()["last_with_class"].get(name)
+    return None if found is None else str(found)
+
+
 def checked_version() -> str:
     """The newest vLLM whose source the rules were read in."""
     return str(_data()["checked"])

@@ -110,6 +110,12 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
     """
     engine, gpu, config = scenario.engine, device_gpu(scenario), scenario.config()
     architecture = architecture or from_config(config)
+    last = catalog.last_with_class(architecture.name)
+    if last is not None and catalog.version_key(engine.vllm)[:2] > catalog.version_key(last):
+        raise UsageError(
+            f"Model architecture {architecture.name} was supported in vLLM until v{last}.0, and is not supported "
+            "anymore. Please use an older version of vLLM if you want to use this model architecture."
+        )
     tp, pp = scenario.tensor_parallel_size, engine.pipeline_parallel_size
     sees, tower_ranks = _tower(scenario, architecture, tp)
     dp, asked = engine.data_parallel_size, engine.speculative_config
