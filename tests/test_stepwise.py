@@ -40,9 +40,10 @@ class Watched(Stepwise):
     def _observe(self) -> None:
         super()._observe()
         running = [j.index for j in self.running]
-        tokens = self.tokens_scheduled - self._before
+        tokens, steps = self.tokens_scheduled - self._before, self.steps - len(self.notes)
         counts = (self.blocks_used, len(running), len(self.waiting), self.preemptions)
-        self.notes.append((*counts, tokens, running, self._gone))
+        # Steps taken at once are all the same.
+        self.notes += [(*counts, tokens // steps, running, self._gone)] * steps
         self._gone, self._before = set(), self.tokens_scheduled
 
 

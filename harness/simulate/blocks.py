@@ -28,6 +28,7 @@ class Blocks:
         self.usable = self.free = num_blocks - 1
         self._evictable: OrderedDict[Block, None] = OrderedDict()  # free blocks with content, the oldest first
         self._known: dict[Hashable, list[Block]] = {}  # by content
+        self.changes = 0  # how often anything changed
 
     @property
     def used(self) -> int:
@@ -41,6 +42,7 @@ class Blocks:
 
     def name(self, block: Block, key: Hashable) -> None:
         """``block``, that somebody holds, is whole: it can be found by its content."""
+        self.changes += 1
         block.key = key
         self._known.setdefault(key, []).append(block)
 
@@ -54,10 +56,12 @@ class Blocks:
             else:
                 same.remove(block)
         self.free -= count
+        self.changes += count > 0
         return [Block() for _ in range(count)]
 
     def hold(self, blocks: Iterable[Block | None]) -> None:
         """One holder more for each of ``blocks``."""
+        self.changes += 1
         for block in blocks:
             if block is not None:
                 if not block.holders:
@@ -67,6 +71,7 @@ class Blocks:
 
     def release(self, blocks: Iterable[Block | None]) -> None:
         """One holder less for each of ``blocks``, which are handed out again in this order."""
+        self.changes += 1
         for block in blocks:
             if block is not None:
                 block.holders -= 1

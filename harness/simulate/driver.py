@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Collection
 from typing import Generic, TypeVar
 
@@ -79,6 +80,27 @@ class Driver(ABC, Generic[T]):
         self.tokens_scheduled += tokens
         self.began_ps, self.now_ps = self.now_ps, self.now_ps + self.step_time.step(tokens, kv_tokens, pairs)
         self._observe()
+
+    def _steps_until_somebody_comes(self, most: int, running: int, kv_tokens: int) -> int:
+        """How many of the next ``most`` steps of decoding are scheduled before the next request comes."""
+        if self.waiting.next_ps is None or most < 1:
+            return most
+        left = self.waiting.next_ps - self.now_ps
+        # A step for each: how many go before it.
+        return bisect_left(range(most), left, key=lambda before: self.step_time.decoding(before, running, kv_tokens))
+
+    def _count_decoding(self, steps: int, running: int, kv_tokens: int) -> None:
+        """``steps`` steps in which ``running`` requests decode, who read ``kv_tokens`` at the first."""
+        self.began_ps = self.now_ps + self.step_time.decoding(steps - 1, running, kv_tokens)
+        self.now_ps += self.step_time.decoding(steps, running, kv_tokens)
+        self.steps += steps
+        self.tokens_scheduled += steps * running
+        self._observe()
+
+    def _between_tokens(self, steps: int, running: int, kv_tokens: int) -> None:
+        """The time from token to token in such steps."""
+        first, last = (self.step_time.step(running, kv_tokens + n * running, 0) for n in (0, steps - 1))
+        self.journal.itl.add_evenly(first, last, steps, running)
 
     def _observe(self) -> None:
         used, running, waiting = self.blocks_used, len(self.running), len(self.waiting)

@@ -7,7 +7,6 @@ drives the real scheduler on the same loads and demands equal figures.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -344,28 +343,15 @@ class Run(Driver[Sequence]):
         seat = budget > 0 and running < self.limits.max_num_seqs
         if seat and len(self.waiting) and self._admissible(self.waiting.head(), budget):
             return
-        steps = self._steps_until_somebody_comes(self.decoding.steps_to_end() - 1)
+        kv_tokens = self.decoding.kv_tokens
+        steps = self._steps_until_somebody_comes(self.decoding.steps_to_end() - 1, running, kv_tokens)
         steps = self.decoding.steps_within(self.pool.free, steps)
         if steps < 1:
             return
-        kv_tokens, step = self.decoding.kv_tokens, self.step_time.step
-        last = step(running, kv_tokens + (steps - 1) * running, 0)
-        self.journal.itl.add_evenly(step(running, kv_tokens, 0), last, steps, running)
-        self.began_ps = self.now_ps + self.step_time.decoding(steps - 1, running, kv_tokens)
-        self.now_ps += self.step_time.decoding(steps, running, kv_tokens)
+        self._between_tokens(steps, running, kv_tokens)
         self.pool.take(self.decoding.blocks_for(steps))
         self.decoding.clock += steps
-        self.steps += steps
-        self.tokens_scheduled += steps * running
-        self._observe()
-
-    def _steps_until_somebody_comes(self, most: int) -> int:
-        """How many of the next ``most`` steps of decoding are scheduled before the next request comes."""
-        if self.waiting.next_ps is None or most < 1:
-            return most
-        left, running, kv_tokens = self.waiting.next_ps - self.now_ps, self.decoding.count, self.decoding.kv_tokens
-        # A step for each: how many go before it.
-        return bisect_left(range(most), left, key=lambda before: self.step_time.decoding(before, running, kv_tokens))
+        self._count_decoding(steps, running, kv_tokens)
 
 
 def _ceil(tokens: int, block_size: int) -> int:

@@ -8,6 +8,7 @@ vllm/v1/core/sched and ``KVCacheManager.allocate_slots`` of vllm/v1/core/kv_cach
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 from itertools import count
 from typing import NamedTuple
 
@@ -18,8 +19,9 @@ from harness.simulate.driver import Driver
 from harness.simulate.latency import Come
 from harness.simulate.limits import Limits
 from harness.simulate.prefixes import Names, Pieces
+from harness.simulate.steady import Steady
 from harness.simulate.step_time import TIMELESS, StepTime
-from harness.simulate.tables import Row, Tables
+from harness.simulate.tables import CHUNKED, SLIDING, Row, Tables
 from harness.traffic import Request
 
 
@@ -28,13 +30,14 @@ class Job(Come):
     way have ended; ``placeholders`` are to come from those steps, ``in_flight`` are computed by them; of those,
     ``stale`` were so when it was preempted. ``drafts`` are guesses for the next step, ``guesses`` counts their steps.
 
-    ``rank``: who goes first under the policy ``priority``. ``quiet``: up to how many slots no block is taken, named or
-    left behind.
+    ``rank``: who goes first under the policy ``priority``. ``seat``: counts admissions. ``since``: where it is steady,
+    the clock's reading when it became so.
     """
 
     __slots__ = (
         "adapter", "computed", "decodes", "drafts", "end", "ended", "guesses", "in_flight", "junction", "named",
-        "names", "placeholders", "prefills", "prompt", "quiet", "ran", "rank", "rows", "runs", "stale", "tokens",
+        "names", "placeholders", "prefills", "prompt", "ran", "rank", "rows", "runs", "seat", "since", "stale",
+        "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -46,7 +49,8 @@ class Job(Come):
         self.prompt = self.tokens = request.prompt_tokens
         self.end = request.prompt_tokens + request.output_tokens
         self.computed = self.placeholders = self.drafts = self.in_flight = self.stale = self.guesses = 0
-        self.junction = self.quiet = 0
+        self.junction = self.seat = 0
+        self.since: int | None = None
         self.rows: list[Row] = [[] for _ in range(tables)]
         self.named = [0] * tables  # blocks from the start that have their names, or never will
         self.ran = self.runs = self.ended = False
@@ -63,8 +67,17 @@ class Part(NamedTuple):
     samples: bool
 
 
+@dataclass
+class UnderWay:
+    """A step: what is in it, beside a token for each of so many that are ``steady``, and when it ends."""
+
+    parts: list[Part]
+    steady: int
+    ended_ps: int
+
+
 class Stepwise(Driver[Job]):
-    """A load on a pool, every step by itself."""
+    """A load on a pool, block by block. Requests that only decode within their blocks are left to the clock."""
 
     def __init__(self, load: Load, limits: Limits, num_blocks: int, step_time: StepTime = TIMELESS) -> None:
         pieces, tables = Pieces(load.common_tokens), limits.block_tables
@@ -82,7 +95,13 @@ class Stepwise(Driver[Job]):
         self.tables = Tables(tables, drop_last=self.spec.drops_block)
         self.most = [t.most(limits.in_flight_tokens, limits.max_model_len) for t in tables]
         self.running: list[Job] = []  # in the order of admission
-        self.under_way: deque[tuple[list[Part], int]] = deque()  # what is in a step, and when it ends
+        self.active: list[Job] = []  # those of them that are looked at in this step; the others are
+        self.steady: Steady[Job] = Steady()
+        self.under_way: deque[UnderWay] = deque()
+        self._may_be_steady = not self.spec.tokens and not limits.max_loras
+        self._seats = count()
+        self._settled_ps = 0  # when the last step ended whose tokens are there
+        self._turned_away = (-1, 0)  # the pool's changes and who waited when the first of them was last turned away
         self._parts: dict[Job, tuple[int, int, bool]] = {}  # of this step: tokens, drafts, padded
         self._budget = self._inputs = 0  # tokens left of this step; the same with the drafter's own
 
@@ -92,7 +111,9 @@ class Stepwise(Driver[Job]):
         return self.pool.used
 
     def advance(self) -> None:
-        """Take a step."""
+        """Steps in which nothing but decoding happens, all at once, then one whole step."""
+        self._arrive()
+        self._skip_ahead()
         self._arrive()
         self._step()
 
@@ -100,18 +121,23 @@ class Stepwise(Driver[Job]):
         """Step until every request has ended, and the steps under way with them."""
         super().finish()
         while self.under_way:
-            self._settle(*self.under_way.popleft())
+            self._settle(self.under_way.popleft())
 
     # -- schedule -----------------------------------------------------------------------------------
 
     def _step(self) -> None:
         self._begin_step()
         self._parts = {}
+        self._wake(list(self.steady.due()))
         self._budget = self._inputs = self.limits.max_num_batched_tokens
+        if self.steady.count and not self._suffices():
+            self._wake([job for job in self.running if job.since is not None])
+        self._budget -= self.steady.count
+        self._inputs -= self.steady.count
         prefilling, preempted = self._schedule_running()
         if not preempted:
             self._schedule_waiting(prefilling)
-        kv_tokens = pairs = 0
+        kv_tokens, pairs = self.steady.kv_tokens, 0
         parts = []
         for job, (new, drafts, padded) in self._parts.items():
             if job.decodes:
@@ -120,13 +146,17 @@ class Stepwise(Driver[Job]):
                 pairs += new * job.computed + new * (new + 1) // 2
             parts.append(self._begin(job, new, drafts, padded))
         self._count_step(self.limits.max_num_batched_tokens - self._budget, kv_tokens, pairs)
-        self.under_way.append((parts, self.now_ps))
+        self.steady.clock += 1
+        self.under_way.append(UnderWay(parts, self.steady.count, self.now_ps))
         if len(self.under_way) > self.limits.async_scheduling:
-            self._settle(*self.under_way.popleft())
+            self._settle(self.under_way.popleft())
+        self._rest()
 
     def _schedule_running(self) -> tuple[bool, bool]:
         """(whether a prompt that runs is among them, whether anybody was preempted)."""
-        limits, running, rows = self.limits, self.running, self.spec.rows
+        limits, rows = self.limits, self.spec.rows
+        # Where some are steady, tokens and blocks suffice for all, and nobody is preempted.
+        running = self.active if self.steady.count else self.running
         prefilling = preempted = False
         i = 0
         while i < len(running) and self._budget > 0 and self._inputs > rows:
@@ -140,7 +170,7 @@ class Stepwise(Driver[Job]):
             )  # fmt: skip
             if new <= 0:
                 continue
-            while job.computed + new + self.spec.lookahead > job.quiet and not self._grow(job, new):
+            while not self._grow(job, new):
                 victim = max(running, key=lambda j: j.rank) if self._by_priority else running[-1]
                 at = running.index(victim) if self._by_priority else len(running) - 1
                 del running[at]
@@ -183,10 +213,12 @@ class Stepwise(Driver[Job]):
             new = min(new, budget)
             if not self._admit(job, rows, found, new):
                 self.waited_for_kv = True
+                self._turned_away = self.pool.changes, len(waiting)
                 break
             waiting.pop()
-            job.runs, job.computed = True, found
+            job.runs, job.computed, job.seat = True, found, next(self._seats)
             self.running.append(job)
+            self.active.append(job)
             if not job.ran:
                 job.ran = True
                 self.journal.queue.add(self.now_ps - job.came_ps)
@@ -311,12 +343,108 @@ class Stepwise(Driver[Job]):
         job.named = [0] * len(job.rows)
         job.runs = job.decodes = False
 
+    # -- those that are steady ----------------------------------------------------------------------
+
+    def _suffices(self) -> bool:
+        """Whether tokens and blocks are there for all: then the order in which they are looked at does not matter."""
+        left, blocks = self._budget - self.steady.count, 0
+        for job in self.active:
+            if job.placeholders and job.computed + 2 - job.placeholders >= job.end:
+                continue
+            new = min(job.tokens + job.placeholders - job.computed, self._longest_chunk)
+            if new > left:
+                if left < 0 or job is not self.running[-1]:
+                    return False
+                new = left
+            left -= new
+            slots = min(job.computed + new, self.limits.max_model_len)
+            for table, row in zip(self.tables.all, job.rows, strict=True):
+                blocks += max(table.blocks(slots) - len(row), 0)
+        return left >= 0 and blocks <= self.pool.free
+
+    def _wake(self, jobs: list[Job]) -> None:
+        """``jobs`` are looked at again; their tokens on the way become parts of the step that is under way."""
+        for job in jobs:
+            self.steady.leave(job)
+            job.last_ps = self._settled_ps
+        if jobs:
+            self.active = sorted(self.active + jobs, key=lambda job: job.seat)
+        if jobs and self.under_way:
+            step = self.under_way[-1]
+            step.steady -= len(jobs)
+            step.parts += [Part(job, 1, 0, False, True) for job in jobs]
+            step.parts.sort(key=lambda part: part.job.seat)
+
+    def _rest(self) -> None:
+        """Leave to the clock who only decodes for a while."""
+        self.active = [job for job in self.active if job.runs]
+        if not self._may_be_steady:
+            return
+        ahead = int(self.limits.async_scheduling)
+        resting = set()
+        for job in self.active:
+            if job.decodes and job.computed + 1 - ahead == job.tokens and job.placeholders == job.in_flight == ahead:
+                steps = self._quiet_steps(job)
+                if steps > 1 and not job.stale:
+                    self.steady.join(job, steps)
+                    resting.add(job)
+        if resting:
+            self.active = [job for job in self.active if job.since is None]
+            if self.under_way:
+                step = self.under_way[-1]
+                step.parts = [part for part in step.parts if part.job not in resting]
+                step.steady += len(resting)
+
+    def _quiet_steps(self, job: Job) -> int:
+        """Steps in which ``job`` takes, fills and leaves behind no block, and does not end."""
+        ahead = int(self.limits.async_scheduling)
+        last = job.computed + job.end - job.tokens - 1 - ahead
+        for t, (table, row) in enumerate(zip(self.tables.all, job.rows, strict=True)):
+            last = min(last, len(row) * table.block_size)
+            if self.limits.enable_prefix_caching and table.kind != SLIDING:
+                align = self.tables.align if len(job.rows) > 1 else table.block_size
+                # It is found from the step on in which it is filled; asynchronously one later, when the next is taken.
+                last = min(last, (job.named[t] * table.block_size // align + 1) * align - 1 + ahead)
+            if table.kind in (SLIDING, CHUNKED):
+                left = table.left_behind(job.computed - job.in_flight)
+                if left and row[left - 1] is not None:
+                    return 0
+                last = min(last, table.leaves_at(left + 1) + job.in_flight)
+        return last - job.computed
+
+    def _skip_ahead(self) -> None:
+        """Take at once the steps in which all that run are steady, and nobody can be admitted."""
+        count = self.steady.count
+        if not count or self.active or any(step.parts for step in self.under_way):
+            return
+        budget = self.limits.max_num_batched_tokens - count
+        seat = count < self.limits.max_num_seqs and budget > 0
+        if seat and len(self.waiting) and self._turned_away != (self.pool.changes, len(self.waiting)):
+            return
+        kv_tokens = self.steady.kv_tokens
+        steps = self._steps_until_somebody_comes(self.steady.steps_to_end(), count, kv_tokens) if budget >= 0 else 0
+        if steps < 1:
+            return
+        if self.under_way:
+            self._settle(self.under_way.popleft())
+        ahead = int(self.limits.async_scheduling)
+        if steps > ahead:
+            self._between_tokens(steps - ahead, count, kv_tokens)
+        self.steady.clock += steps
+        self._count_decoding(steps, count, kv_tokens)
+        self._settled_ps = self.began_ps if ahead else self.now_ps
+        if ahead:
+            self.under_way.append(UnderWay([], count, self.now_ps))
+
     # -- settle -------------------------------------------------------------------------------------
 
-    def _settle(self, parts: list[Part], ended_ps: int) -> None:
+    def _settle(self, step: UnderWay) -> None:
         """The step has ended: its tokens are there."""
+        if step.steady:
+            self.journal.itl.add(step.ended_ps - self._settled_ps, step.steady)
+        self._settled_ps = step.ended_ps
         ended = False
-        for part in parts:
+        for part in step.parts:
             job = part.job
             job.in_flight -= part.tokens
             stale = job.stale > 0
@@ -325,11 +453,11 @@ class Stepwise(Driver[Job]):
             if job.ended:
                 self.tokens_wasted += part.tokens
             elif part.samples:
-                ended |= self._sampled(job, part, stale, ended_ps)
+                ended |= self._sampled(job, part, stale, step.ended_ps)
         if ended:
             self.running = [job for job in self.running if job.runs]
         if not self.limits.async_scheduling:
-            for part in parts:
+            for part in step.parts:
                 part.job.drafts = 0 if part.job.prefills else self.spec.tokens
 
     def _sampled(self, job: Job, part: Part, stale: bool, ended_ps: int) -> bool:

@@ -40,6 +40,12 @@ class Table:
             return computed // self.window * self.window // self.block_size
         return 0
 
+    def leaves_at(self, blocks: int) -> int:
+        """How many tokens must be computed for so many blocks from the start to be left behind."""
+        if self.kind == SLIDING:
+            return self.window - 1 + blocks * self.block_size
+        return -(-blocks * self.block_size // self.window) * self.window
+
     def most(self, in_flight: int, max_model_len: int) -> int | None:
         """The most blocks that an admission reckons with; None: all that the input has.
 
