@@ -383,11 +383,15 @@ class Stepwise(Driver[Job]):
         ahead = int(self.limits.async_scheduling)
         resting = set()
         for job in self.active:
-            if job.decodes and job.computed + 1 - ahead == job.tokens and job.placeholders == job.in_flight == ahead:
-                steps = self._quiet_steps(job)
-                if steps > 1 and not job.stale:
-                    self.steady.join(job, steps)
-                    resting.add(job)
+            if job.computed + 1 - ahead != job.tokens or not job.placeholders == job.in_flight == ahead or job.stale:
+                continue
+            # A token in each step, the last one included.
+            if not job.decodes or job.first_ps is None or job.last_ps != self._settled_ps:
+                continue
+            steps = self._quiet_steps(job)
+            if steps > 1:
+                self.steady.join(job, steps)
+                resting.add(job)
         if resting:
             self.active = [job for job in self.active if job.since is None]
             if self.under_way:
