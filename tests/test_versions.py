@@ -8,9 +8,10 @@ from test_predict import rung, scenario
 from harness import catalog
 from harness.architecture import from_config
 from harness.ledger import RungName, Term
-from harness.predict import predict, settings
+from harness.predict import kv_cache, predict, settings
 from harness.predict.activations import sampler_state
 from harness.predict.unprofiled import uncounted_state, warm_up
+from harness.scenario import parse_scenario
 from harness.units import GIB, MIB
 
 LLAMA = from_config(catalog.model_config("llama-3.1-8b"))
@@ -103,3 +104,27 @@ def test_less_free_than_requested_is_refused_from_0_9_1_on():
             for v in ("0.9.0", "0.9.1")]  # fmt: skip
     assert "is less than desired GPU memory utilization" not in says[0]
     assert "is less than desired GPU memory utilization" in says[1]
+
+
+def test_models_with_states_cache_no_prefixes_by_default_before_0_26():
+    """https://github.com/vllm-project/vllm/issues/40691: 290,864 tokens and 33.04x, so 42 + 3 blocks a request."""
+    pools = {}
+    for version in ("0.19", "0.25", "0.26"):
+        run = parse_scenario(
+            "name: x\nmodel: Qwen/Qwen3.5-27B\ngpu: {memory: 141 GiB}\nengine: {max_model_len: 32768, "
+            f"max_num_seqs: 16, max_num_batched_tokens: 16384, vllm: '{version}'}}\n"
+        )
+        architecture, chosen = from_config(run.config()), settings(run)
+        assert chosen.enable_prefix_caching is (version == "0.26")
+        pools[version] = kv_cache.pool(architecture, chosen, 1487)
+    assert pools["0.19"].tokens == 290_864
+    assert round(pools["0.19"].max_concurrency, 2) == 33.04
+    assert settings(scenario("llama-3.1-8b", "fp16", engine="vllm: '0.19',", load="")).enable_prefix_caching
+
+
+def test_graphs_took_less_before_0_12():
+    old, new = (
+        predict(scenario("llama-3.1-8b", "fp16", engine=f"vllm: '{v}',", load="")).ledger.bytes_of(Term.CUDA_GRAPHS)
+        for v in ("0.11", "0.12")
+    )
+    assert old == round(0.32 * GIB) and new is not None and new > 2 * old

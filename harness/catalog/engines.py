@@ -53,9 +53,11 @@ class EngineDefaults:
     v2_proposers: tuple[str, ...]  # methods of speculative decoding that it has; others are left to V1
     v2_state_counted: bool
     non_torch_one_rank_gib: float
+    graphs_gib_a_layer: float | None
     graphs_in_budget: bool
     one_line_kv_log: bool
     tokens_by_concurrency: bool
+    caches_state_prefixes: bool  # by default, of models with recurrent states
     counts_async_batches: bool  # whether a window is charged for every batch in flight, or for one
     state_checkpoints: tuple[str, ...]  # kernels of recurrent layers whose prefill may leave a state in a block more
 

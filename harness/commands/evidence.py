@@ -60,6 +60,8 @@ def _show(runs: list[Compared]) -> None:
     pools = sum(r.error("kv") is not None for r in runs)
     click.echo(f"\n{len(runs)} rows, {pools} pools compared; docs/accuracy.md says why not the others.")
     click.echo(f"Bytes of KV cache a token: {exact} of {known} as predicted.")
+    fits, known = proof.layered(runs)
+    click.echo(f"Tokens of pools whose layers differ, from their bytes: {fits} of {known} as predicted.")
     click.echo(f"Verdicts: {right} of {judged} right.")
     for r in runs:
         if r.judged and r.verdict != r.reached:

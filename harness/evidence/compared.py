@@ -28,12 +28,13 @@ COLUMNS = {
 }
 _HANDED = set(activations.FITTED_ON)
 _WEIGHTS = {"h100-019-51"}  # the layout of mxfp4 experts
+_GRAPHS = {"v11349-l32-1b", "llmdbench-qwen3-0p6b", "llmdbench-gptoss20b"}
 # Terms -> rows that a constant of theirs was fitted on; "h100": the constant is a mean over the rows of that table.
-FITTED: dict[str, set[str] | str] = {
+FITTED: dict[str, set[str]] = {
     "weights": _WEIGHTS,
     "activation_peak": _HANDED,
-    "non_torch_increase": "h100",
-    "graphs": "h100",
+    "non_torch_increase": {"h100"},
+    "graphs": {"h100"} | _GRAPHS,
     "kv": _HANDED | _WEIGHTS,
 }
 # What a run's outcome says of the rungs: the highest that it is known to have reached, None for a refusal.
@@ -58,7 +59,9 @@ class Compared:
     """One row. ``predicted``, ``low``, ``high`` and ``measured`` are bytes by term; ``refusal``: why terms are missing.
 
     ``verdict``: the highest rung predicted, judged where ``judged``; ``reached``: that of the run. ``rate`` and
-    ``measured_rate``: bytes of KV cache a token on one rank. ``assumed``: what the row leaves open of its grant.
+    ``measured_rate``: bytes of KV cache a token on one rank. ``layered``: where layers differ and no such rate exists,
+    the least and the most tokens that the pool's printed bytes make, and the tokens printed. ``assumed``: what the row
+    leaves open of its grant.
     """
 
     id: str
@@ -72,6 +75,7 @@ class Compared:
     inside: dict[str, bool]
     rate: int | None
     measured_rate: tuple[float, float] | None
+    layered: tuple[int, int, int] | None
     verdict: str | None
     reached: str | None
     judged: bool
@@ -94,8 +98,7 @@ class Compared:
 
     def fitted(self, term: str) -> bool:
         """Whether a constant of ``term`` was fitted on this row."""
-        on = FITTED[term]
-        return on == self.table if isinstance(on, str) else self.id in on
+        return not FITTED[term].isdisjoint((self.table, self.id))
 
 
 def compare(row: Row) -> Compared:
@@ -104,7 +107,7 @@ def compare(row: Row) -> Compared:
     inside: dict[str, bool] = {}
     verdict, judged, refusal, case, rate = None, False, cannot(row), None, None
     measured = {t: round(float(row[c]) * GIB) for t, c in COLUMNS.items() if row[c]}
-    family = ""
+    family, layered = "", None
     if not refusal:
         refusal = cannot_grant(row)
         try:
@@ -112,6 +115,7 @@ def compare(row: Row) -> Compared:
             family = from_config(run.config()).name
             case = _case(run)
             rate = _rate(case)
+            layered = None if rate else _layered(row, case)
             if "kv" not in measured and row["kv_tokens"] and rate:
                 measured["kv"] = int(row["kv_tokens"]) * rate
             if row["weights_format"]:
@@ -141,6 +145,7 @@ def compare(row: Row) -> Compared:
         inside=inside,
         rate=rate,
         measured_rate=_measured_rate(row),
+        layered=layered,
         verdict=verdict,
         reached=REACHED.get(row["outcome"]),
         judged=judged,
@@ -170,6 +175,18 @@ def _rate(case: Case) -> int | None:
         return None
     block = kv_cache.bytes_per_block(case.architecture, case.settings, 0)
     return round(block / case.settings.block_size)
+
+
+def _layered(row: Row, case: Case) -> tuple[int, int, int] | None:
+    """(least, most, printed) tokens of a pool whose layers differ; None where the row leaves too much open."""
+    if row["speculative"] or not all(row[c] for c in ("kv_gib", "kv_tokens", "vllm", "max_model_len")):
+        return None
+    block = kv_cache.bytes_per_block(case.architecture, case.settings)
+    least, most = (
+        kv_cache.pool(case.architecture, case.settings, int(float(row["kv_gib"]) * GIB + room) // block).tokens
+        for room in (-_ROUNDED, _ROUNDED)
+    )
+    return (least, most, int(row["kv_tokens"])) if least is not None and most is not None else None
 
 
 def _measured_rate(row: Row) -> tuple[float, float] | None:

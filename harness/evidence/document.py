@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from harness.evidence.compared import COLUMNS, Compared
-from harness.evidence.errors import Errors, by, errors, held_out, intervals, rates, term_errors, verdicts
+from harness.evidence.errors import Errors, by, errors, held_out, intervals, layered, rates, term_errors, verdicts
 from harness.units import GIB
 
 _HEADS = "n | MAE | median | p95 | worst | bias | median % | p95 % | worst %"
@@ -37,6 +37,7 @@ def as_dict(runs: list[Compared]) -> dict[str, Any]:
         },
         **{f"by_{name}".lower(): {k: asdict(e) for k, e in by(runs, key)} for name, key in _CUTS.items()},
         "kv_bytes_per_token": {"right": exact, "compared": compared},
+        "kv_tokens_of_layers_that_differ": dict(zip(("right", "compared"), layered(runs), strict=True)),
         "verdicts": {"right": right, "judged": judged},
         "not_predicted": dict(_reasons(runs)),
     }
@@ -56,6 +57,7 @@ def document(runs: list[Compared]) -> str:
     """docs/accuracy.md."""
     right, judged = verdicts(runs)
     exact, compared = rates(runs)
+    fits, pools = layered(runs)
     ours = [r for r in runs if r.table == "h100"]
     cuts = "\n\n".join(f"### By {name}\n\n{_by(runs, name, key)}" for name, key in _CUTS.items())
     return f"""# Accuracy
@@ -77,7 +79,8 @@ is predicted, on the rows that state all.
 
 {_terms(runs)}
 
-Bytes of KV cache a token: {exact} of {compared} rows as predicted, within what two printed decimals allow.
+Bytes of KV cache a token: {exact} of {compared} rows as predicted, within what two printed decimals allow. Where layers
+differ (sliding windows, recurrent states), tokens of the pool from its printed bytes: {fits} of {pools}.
 
 {_intervals(runs)}
 

@@ -175,6 +175,12 @@ def rates(runs: Iterable[Compared]) -> tuple[int, int]:
     return sum(low <= rate <= high for rate, (low, high) in pairs), len(pairs)
 
 
+def layered(runs: Iterable[Compared]) -> tuple[int, int]:
+    """(right, compared): pools of layers that differ, whose printed bytes allow the printed tokens."""
+    found = [r.layered for r in runs if r.layered is not None]
+    return sum(least <= printed <= most for least, most, printed in found), len(found)
+
+
 def verdicts(runs: Iterable[Compared]) -> tuple[int, int]:
     """(right, judged): rows whose highest rung was told from the configuration alone."""
     judged = [r for r in runs if r.judged]

@@ -16,6 +16,7 @@ TABLES = ("h100", "community")
 _ENGINE = (
     "vllm", "entrypoint", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "dtype", "kv_cache_dtype",
     "gpu_memory_utilization", "pipeline_parallel_size", "block_size", "enforce_eager", "enable_chunked_prefill",
+    "enable_prefix_caching",
 )  # fmt: skip
 # What a grant follows from. Stated in the row, not inferred by whoever wrote it down and not our default.
 _GRANT = ("vllm", "gpu", "max_num_seqs", "max_num_batched_tokens", "max_model_len", "gpu_memory_utilization")
@@ -76,7 +77,7 @@ def cannot(row: Row) -> str:
     if not row["tensor_parallel_size"]:
         return "the number of ranks is not stated"
     if row["data_parallel_size"] not in ("", "1"):
-        return "data parallel is not compared yet"
+        return "several engines (data parallel) are not compared yet"
     return ""
 
 
@@ -88,7 +89,7 @@ def _knows_format(name: str) -> bool:
 
 
 def _h100_reason(row: Row) -> str:
-    return f"{row['note'].split(';')[0]} is not supported yet" if row["table"] == "h100" else ""
+    return row["note"].split(";")[0] if row["table"] == "h100" else ""
 
 
 def cannot_grant(row: Row) -> str:
@@ -102,5 +103,5 @@ def cannot_grant(row: Row) -> str:
     if not knows_gpu(row):
         return f"the catalogue has no GPU {row['gpu']}"
     if row["speculative"] or row["lora"]:
-        return f"{'a draft model' if row['speculative'] else 'LoRA'} is not compared yet"
+        return f"{'a drafter' if row['speculative'] else 'LoRA'} is not compared yet"
     return ""

@@ -171,7 +171,7 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
         decode_context_parallel_size=engine.decode_context_parallel_size,
         in_flight_tokens=tokens * _batches_in_flight(defaults, runner, pp),
         enforce_eager=engine.enforce_eager,
-        enable_prefix_caching=engine.enable_prefix_caching,
+        enable_prefix_caching=_prefix_caching(engine.enable_prefix_caching, architecture, defaults),
         in_use=scenario.gpu.in_use if scenario.gpu else 0,
         kv_cache_memory_bytes=engine.kv_cache_memory_bytes or None,  # 0 counts as not given, as in vLLM
         num_gpu_blocks_override=engine.num_gpu_blocks_override,
@@ -184,6 +184,14 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
     if chosen.max_loras:
         check_lora(architecture, chosen.vllm)
     return chosen
+
+
+def _prefix_caching(asked: bool | None, architecture: Architecture, defaults: EngineDefaults) -> bool:
+    """``ModelConfig.is_prefix_caching_supported`` (vllm/config/model.py) for models that generate."""
+    if asked is not None:
+        return asked
+    keeps_states = any(kind.state for kind in architecture.kv_kinds)
+    return defaults.engine == "v1" and (defaults.caches_state_prefixes or not keeps_states)
 
 
 def _draft(name: str, target: Architecture, tp: int) -> Draft:

@@ -54,7 +54,7 @@ class Engine(Part):
     max_loras: Annotated[int, Field(ge=1, le=4096)] = Field(1, description="slots for adapters; of enable_lora")
     max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = Field(16, description="of enable_lora")
     enforce_eager: bool = False
-    enable_prefix_caching: bool = True
+    enable_prefix_caching: bool | None = Field(None, description="as the version has it by default for such a model")
     kv_cache_memory_bytes: Size | None = None
     num_gpu_blocks_override: Annotated[int, Field(ge=2, le=2**40)] | None = None
     trust_remote_code: bool = False
