@@ -31,6 +31,7 @@ class GpuWatch:
         self._locks = lock.hold(gpu.uuid for gpu in gpus)
         self.sampler: DeviceSampler | None = None
         try:
+            self._versions = self._nvml.versions()
             self.gpus = self._nvml.visible(",".join(gpu.visible_as for gpu in gpus))
             self._rows: dict[str, dict[str, Any]] = {gpu.uuid: _facts(gpu) for gpu in self.gpus}
             self.look(BASELINE, set())
@@ -120,7 +121,7 @@ class GpuWatch:
         for uuid, why in (sampler.lost if sampler else {}).items():
             self._rows[uuid]["lost"] = why
         sampling = {**sampler.facts(), "discrepancy_bytes": sampler.discrepancy} if sampler else None
-        return {"gpus": list(self._rows.values()), "device_sampling": sampling}
+        return {"gpus": list(self._rows.values()), "nvml": self._versions, "device_sampling": sampling}
 
     def end(self) -> None:
         """Stop sampling and let the GPUs go."""

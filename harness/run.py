@@ -212,6 +212,7 @@ class _Run:
             "engine": {
                 "distribution": self.session.engine.distribution,
                 "version": self.session.engine.version,
+                "torch": None if self.attached else vllm.torch_version(),
                 "arguments": self.session.plan.arguments,
                 "trust_remote_code": self.session.plan.trust_remote_code,
                 "exit_code": self.server.exit_code,

@@ -369,6 +369,7 @@ _SHAPES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "answers": (dict[str, int], ()),
     "itl_s": (dict[str, float], ()),
     "notes": (list[str], ()),
+    "nvml": (dict[str, str | None], ()),
     "sampling": (dict[str, int | float], ("interval_s", "sweeps", "longest_gap_s", "cpu_s")),
     "device_sampling": (
         dict[str, int | float],

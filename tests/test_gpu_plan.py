@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +146,11 @@ def test_the_engine_must_be_one_that_measures(
     monkeypatch.setattr(vllm, "installed", lambda: vllm.Installed("vllm", version) if version else None)
     with pytest.raises(MachineError, match=words):
         vllm.require_gpu_build()
+
+
+def test_a_relative_pythonpath_leads_to_the_same_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine lives in another folder and has to find the probes where bench itself was found."""
+    monkeypatch.setenv("PYTHONPATH", f".{os.pathsep}/elsewhere")
+    assert vllm._absolute_pythonpath() == {"PYTHONPATH": f"{Path().absolute()}{os.pathsep}/elsewhere"}
+    monkeypatch.delenv("PYTHONPATH")
+    assert vllm._absolute_pythonpath() == {}

@@ -157,6 +157,20 @@ def free_port(wanted: int | None = None) -> int:
         return int(probe.getsockname()[1])
 
 
+def _absolute_pythonpath() -> dict[str, str]:
+    """PYTHONPATH for a process that lives in another folder, so that it finds our two probes where we were found."""
+    given = os.environ.get("PYTHONPATH")
+    entries = [str(Path(entry).absolute()) for entry in (given or "").split(os.pathsep) if entry]
+    return {"PYTHONPATH": os.pathsep.join(entries)} if entries else {}
+
+
+def torch_version() -> str | None:
+    """The PyTorch of this Python, without importing it."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version("torch")
+    return None
+
+
 class Server:
     """One server from start to stop.
 
@@ -203,6 +217,7 @@ class Server:
             "VLLM_NO_USAGE_STATS": "1",
             "LOADFIT_STEPS": str(self._steps_path.absolute()),  # the engine lives in another folder
             "TMPDIR": scratch,
+            **_absolute_pythonpath(),
             **self.plan.environment,
         }
         guard = [sys.executable, "-m", "harness.engines.guard", str(GRACE_S), scratch]

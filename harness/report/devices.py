@@ -104,6 +104,12 @@ def health(record: RunRecord) -> Iterator[str]:
                   for bit, words in _SLOWED.items() if any(r & bit for r in reasons)]  # fmt: skip
         if slowed:
             yield f"GPU {n}'s clocks were held down by: {', '.join(slowed)}."
+    versions = record.manifest.get("nvml")
+    if versions:
+        yield (
+            f"NVIDIA driver {versions.get('driver')}, NVML {versions.get('nvml')}, CUDA up to {versions.get('cuda')}; "
+            f"PyTorch {record.manifest.get('engine', {}).get('torch') or 'not told'}."
+        )
     sampling = record.manifest.get("device_sampling")
     if sampling:
         share = 100 * sampling["cpu_s"] / max(sampling["wall_s"], 0.001)
