@@ -101,7 +101,7 @@ def _rehearsed(result: Capacity, trial: Trial, out: Path) -> Rehearsed:
 
 @contextlib.contextmanager
 def _watching() -> Iterator[Tell]:
-    """A Tell that shows a bar on stderr once the search has taken two seconds."""
+    """A Tell that shows a bar once the search has taken two seconds, where stderr is a terminal."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -109,11 +109,8 @@ def _watching() -> Iterator[Tell]:
     task = bar.add_task("", total=1)
 
     def tell(done: int, total: int, what: str) -> None:
-        if time.monotonic() - began > _PATIENCE_S:
-            if sys.stderr.isatty():
-                bar.start()
-            elif not bar.tasks[task].completed:
-                print(f"searching {_WORDS[what]} ({done} of {total} searches done)", file=sys.stderr, flush=True)
+        if time.monotonic() - began > _PATIENCE_S and sys.stderr.isatty():
+            bar.start()
         bar.update(task, description=f"searching {_WORDS[what]}", completed=done, total=total)
 
     try:

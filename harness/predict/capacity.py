@@ -254,15 +254,15 @@ def _context(load: Load, limits: Limits) -> _Search:
     )  # fmt: skip
 
 
-def _is_good(search: _Search, judge: _Judge, n: int) -> bool:
+def _is_good(search: _Search, judge: _Judge, told: Callable[[], None], n: int) -> bool:
+    told()
     return judge.good(search.load_at(n))
 
 
 def _answer(search: _Search, judge: _Judge, pools: list[_Judge], told: Callable[[int], None]) -> Answer:
     found = []
     for i, each in enumerate([judge, *pools]):
-        told(i)
-        found.append(_largest(partial(_is_good, search, each), search.least, search.most))
+        found.append(_largest(partial(_is_good, search, each, partial(told, i)), search.least, search.most))
     largest, low, high = found
     end = largest >= search.most
 
