@@ -17,7 +17,7 @@ from importlib.resources import files
 
 from harness.architecture import from_config
 from harness.predict import predict, settings
-from harness.predict.limits import limits_of
+from harness.predict.limits import bounds
 from harness.predict.step_time import clock
 from harness.scenario import parse_scenario
 from harness.simulate import StepTime, simulate
@@ -69,7 +69,7 @@ load: {{shape: {row["shape"]}, {users}requests: {row["requests"]}, prompt_tokens
         step_time = clock(scenario, architecture, chosen)
         assert isinstance(step_time, StepTime) and scenario.load is not None
         blocks = predict(scenario).kv.num_blocks or AMPLE
-        figures = simulate(scenario.load, limits_of(scenario.engine, chosen, blocks, architecture), step_time).figures
+        figures = simulate(scenario.load, bounds(scenario, blocks), step_time).figures
         for column, (figure, scale) in METRICS.items():
             value = getattr(figures, figure)
             if row[column] and value:

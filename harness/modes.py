@@ -110,6 +110,8 @@ def _not_rehearsed(scenario: Scenario, prediction: Account) -> str | None:
     holds = prediction.rung("HOLDS")
     if holds is not None and holds.holds is None:
         return f"HOLDS is {holds.reason}, and so has the stand-in model"
+    if limits_of(scenario, prediction.kv).speculation.tokens:
+        return "nobody proposes tokens to the stand-in model"
     if tables := limits_of(scenario, prediction.kv).tables:
         return f"this model has {described(tables)}, the stand-in one of full attention"
     return _no_cpu_build()

@@ -12,6 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness import traffic
+from harness.errors import ScenarioError, UsageError
+from harness.predict import predict
 from harness.predict.limits import bounds
 from harness.scenario import Load, parse_scenario
 from harness.simulate import Limits, arrivals, simulate
@@ -233,3 +235,31 @@ def test_loads_as_scenarios_state_them(async_scheduling: bool) -> None:
     assert ({r.priority for r in drawn}, {r.adapter for r in drawn}) == ({0, 1, 5}, {1, 2})
     one = simulate(work.model_copy(update={"shared_prefixes": 1}), limits)
     assert one.figures.peak_blocks_needed < ours.figures.peak_blocks_needed
+
+
+@pytest.mark.parametrize(
+    ("proposes", "speculation"),
+    [
+        ("{method: ngram, num_speculative_tokens: 4}", Speculation(4, 1.5)),
+        ("{model: llama-3.2-1b, num_speculative_tokens: 4}", Speculation(4, 1.5, lookahead=4, rows=1)),
+    ],
+)
+def test_what_is_proposed_and_how_much_of_it_is_taken(proposes: str, speculation: Speculation) -> None:
+    text = f"""
+name: x
+model: llama-3.1-8b
+gpu: {{name: h100-sxm-80gb}}
+engine: {{max_model_len: 4096, speculative_config: {proposes}}}
+load: {{shape: burst, requests: 8, prompt_tokens: 500, output_tokens: 100, seed: 1, accepted_tokens: 1.5}}
+"""
+    scenario = parse_scenario(text)
+    assert bounds(scenario, 100).speculation == speculation
+    told = predict(scenario)
+    assert told.rung("HOLDS").holds is True and 41 <= told.load.steps <= 43  # a token of each prefill, 2.5 of each step
+    held = predict(parse_scenario(text.replace(", accepted_tokens: 1.5", ""))).rung("HOLDS")
+    assert held.holds is None and "load.accepted_tokens tells it" in held.reason
+    for wrong, says in (("accepted_tokens: 5", "proposes 4 tokens"), ("accepted_tokens: -1", "accepted_tokens")):
+        with pytest.raises(ScenarioError, match=says):
+            parse_scenario(text.replace("accepted_tokens: 1.5", wrong))
+    with pytest.raises(UsageError, match="less than a proposal's 5 rows"):
+        predict(parse_scenario(text.replace("4096,", "4096, long_prefill_token_threshold: 4,")))

@@ -171,10 +171,10 @@ def judge_load(
     if load.timed and not isinstance(step_time, StepTime):
         reason = f"not judged: the load comes by the clock, and {step_time}"
         return Rung(RungName.HOLDS, None, limited_by=KV_CACHE, reason=reason), LoadFigures()
-    lacking = not_simulated(architecture, settings)
+    lacking = not_simulated(architecture, settings, load)
     if lacking:
         return Rung(RungName.HOLDS, None, limited_by=KV_CACHE, reason=f"not judged: {lacking}"), LoadFigures()
-    limits = limits_of(scenario.engine, settings, grant.budget.blocks, architecture)
+    limits = limits_of(scenario.engine, settings, grant.budget.blocks, architecture, load)
     timed = step_time if isinstance(step_time, StepTime) else TIMELESS
     simulation = simulate(load, limits, timed, scenario.slo.of_a_request if scenario.slo else {})
     return _held(simulation.holds, simulation.figures, grant.budget), simulation.figures

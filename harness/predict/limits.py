@@ -6,8 +6,8 @@ from harness.architecture import CHUNKED, SLIDING, STATE, Architecture, from_con
 from harness.errors import UsageError
 from harness.predict.kv_groups import Group, groups
 from harness.predict.settings import Settings, settings
-from harness.scenario import Engine, Scenario
-from harness.simulate import Limits
+from harness.scenario import Engine, Load, Scenario
+from harness.simulate import Limits, Speculation
 from harness.simulate import tables as kinds
 
 _KINDS = {SLIDING: kinds.SLIDING, CHUNKED: kinds.CHUNKED, STATE: kinds.STATE}  # the others keep every token
@@ -16,15 +16,15 @@ _KINDS = {SLIDING: kinds.SLIDING, CHUNKED: kinds.CHUNKED, STATE: kinds.STATE}  #
 def bounds(scenario: Scenario, num_blocks: int) -> Limits:
     """:func:`limits_of` the scenario's engine and model."""
     architecture = from_config(scenario.config())
-    return limits_of(scenario.engine, settings(scenario, architecture), num_blocks, architecture)
+    return limits_of(scenario.engine, settings(scenario, architecture), num_blocks, architecture, scenario.load)
 
 
-def not_simulated(architecture: Architecture, chosen: Settings) -> str | None:
-    """What the simulated scheduler lacks for this model, or None."""
+def not_simulated(architecture: Architecture, chosen: Settings, load: Load | None) -> str | None:
+    """What the simulated scheduler lacks for this model and load, or None."""
     if chosen.data_parallel_size > 1:
         return f"the load is spread over {chosen.data_parallel_size} engines, one is simulated"
-    if chosen.num_speculative_tokens:
-        return "how many proposed tokens are taken depends on the models and the text, and none are simulated"
+    if chosen.num_speculative_tokens and (load is None or load.accepted_tokens is None):
+        return "how many proposed tokens are taken depends on the models and the text: load.accepted_tokens tells it"
     if chosen.model_runner == "v0":
         return "the scheduler of V0 (vLLM before 0.8) is not simulated"
     if chosen.enable_prefix_caching and any(g.kind == STATE for g in groups(architecture, chosen)):
@@ -35,8 +35,10 @@ def not_simulated(architecture: Architecture, chosen: Settings) -> str | None:
     return None
 
 
-def limits_of(engine: Engine, chosen: Settings, num_blocks: int, architecture: Architecture) -> Limits:
-    """The limits that the scenario's engine, resolved to ``chosen``, has on a pool of ``num_blocks``.
+def limits_of(
+    engine: Engine, chosen: Settings, num_blocks: int, architecture: Architecture, load: Load | None
+) -> Limits:
+    """The limits that the scenario's engine, resolved to ``chosen``, has on a pool of ``num_blocks`` under ``load``.
 
     Raises UsageError where vLLM would refuse them (``SchedulerConfig.verify_max_model_len``, 0.32).
     """
@@ -50,6 +52,11 @@ def limits_of(engine: Engine, chosen: Settings, num_blocks: int, architecture: A
         raise UsageError(
             f"engine.long_prefill_token_threshold: {engine.long_prefill_token_threshold:,} is above max_model_len "
             f"({longest:,})"
+        )
+    if 0 < engine.long_prefill_token_threshold <= chosen.num_speculative_tokens:
+        raise UsageError(
+            f"engine.long_prefill_token_threshold: {engine.long_prefill_token_threshold:,} is less than a proposal's "
+            f"{chosen.num_speculative_tokens + 1:,} rows (vLLM 0.32 fails an assertion)"
         )
     return Limits(
         num_blocks=num_blocks,
@@ -65,8 +72,19 @@ def limits_of(engine: Engine, chosen: Settings, num_blocks: int, architecture: A
         async_scheduling=engine.async_scheduling,
         scheduling_policy=engine.scheduling_policy,
         max_loras=chosen.max_loras,
+        speculation=_speculation(engine, load),
         tables=_tables(groups(architecture, chosen)),
     )
+
+
+def _speculation(engine: Engine, load: Load | None) -> Speculation:
+    """A draft model writes a slot for each token that it proposes, and takes one token of the budget a request."""
+    asked = engine.speculative_config
+    if asked is None:
+        return Speculation()
+    accepted = load.accepted_tokens if load and load.accepted_tokens else 0.0
+    lookahead = asked.num_speculative_tokens if asked.drafts else 0
+    return Speculation(asked.num_speculative_tokens, accepted, lookahead, int(asked.drafts))
 
 
 def _tables(found: tuple[Group, ...]) -> tuple[kinds.Table, ...]:

@@ -67,6 +67,9 @@ class Load(Part):
     adapters: Annotated[int, Field(ge=0, le=100_000)] = Field(
         0, description="LoRA adapters that conversations ask for, one each; engine.max_loras of them run at once"
     )
+    accepted_tokens: Annotated[float, Field(ge=0, le=1024)] | None = Field(
+        None, description="of the tokens that engine.speculative_config proposes, how many a step takes on average"
+    )
     turns: Annotated[int, Field(ge=1, le=10_000)] = Field(
         1, description="requests of a conversation: each prompt is all that was said before and something new"
     )
@@ -156,6 +159,10 @@ def load_faults(s: Scenario, load: Load, architecture: Architecture | None) -> I
         yield ("load", "shared_prefixes"), "a trace has its own prompts"
     if load.priorities is not None and s.engine.scheduling_policy != "priority":
         yield ("load", "priorities"), "vLLM takes none unless engine.scheduling_policy is priority"
+    if load.accepted_tokens is not None:
+        proposed = s.engine.speculative_config.num_speculative_tokens if s.engine.speculative_config else 0
+        if load.accepted_tokens > proposed:
+            yield ("load", "accepted_tokens"), f"engine.speculative_config proposes {proposed} tokens"
     if load.adapters and not s.engine.enable_lora:
         yield ("load", "adapters"), "without engine.enable_lora: true there are none"
     limit, whose = s.engine.max_model_len, "engine.max_model_len"

@@ -43,6 +43,8 @@ def speculative_faults(s: Scenario) -> Iterator[Fault]:
         yield (*key, "model"), "ngram has no model: it proposes what the prompt says"
     elif asked.method != "ngram" and asked.model is None:
         yield (*key, "model"), "missing: the draft model (or say method: ngram)"
+    if asked.method == "ngram" and s.engine.async_scheduling:
+        yield (*key, "method"), "vLLM schedules ngram synchronously: not beside engine.async_scheduling"
     if asked.model is not None and not catalog.knows_model(asked.model):
         yield (*key, "model"), f"unknown model{nearest(asked.model, catalog.model_names())} (`bench models` lists them)"
     if asked.drafts and catalog.version_key(s.engine.vllm) < catalog.version_key(SINCE):

@@ -3,8 +3,9 @@
 ``simulate(load, limits)`` answers with the same figures that a real run yields. What is modelled: first
 come first served, prefill in chunks or whole, the threshold for long prefills, the token budget,
 ``max_num_seqs``, admission by the whole input or the first chunk, the watermark, preemption by
-recomputation, prefix caching of a request's own blocks and of a prefix that all prompts share, one
-full-attention group, synchronous and asynchronous scheduling.
+recomputation, synchronous and asynchronous scheduling, prefix caching: these are counted (``scheduler``). Arbitrary
+shared prefixes, priorities, windows and several block tables, draft tokens and adapters go block by block
+(``stepwise``), which takes longer.
 What is not modelled is refused where the scenario is read.
 """
 
