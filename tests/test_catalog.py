@@ -188,7 +188,7 @@ def test_every_engine_row_and_format_has_a_source():
 def test_every_model_says_what_it_was_checked_against() -> None:
     found = Counter(catalog.model_facts(name)["checked"] for name in catalog.model_names())
     assert found.keys() == set(catalog.CHECKED)
-    assert found["count"] < 50 < found["config"]  # so many are left that only count right: fewer, not more
+    assert found["count"] < 30 < found["config"]  # so many are left that only count right: fewer, not more
 
 
 def test_a_prediction_on_an_unchecked_entry_says_so() -> None:
@@ -198,7 +198,9 @@ def test_a_prediction_on_an_unchecked_entry_says_so() -> None:
     def notes(model: str) -> str:
         return " ".join(predict(parse_scenario(f"name: a\nmodel: {model}\ngpu: {{name: h100-sxm-80gb}}\n")).notes)
 
-    assert "parameter total alone" in notes("01-ai/Yi-6B")
-    on_cpu = "name: a\nmodel: 01-ai/Yi-6B\ndevice: cpu\nengine: {kv_cache_memory_bytes: 512 MiB}\n"
+    names = [name for name in catalog.model_names() if catalog.model_facts(name)["checked"] == "count"]
+    small = min(names, key=lambda name: catalog.model_facts(name)["parameters"])  # one of those that are left
+    assert "parameter total alone" in notes(small)
+    on_cpu = f"name: a\nmodel: {small}\ndevice: cpu\nengine: {{kv_cache_memory_bytes: 512 MiB}}\n"
     assert "parameter total alone" in " ".join(predict(parse_scenario(on_cpu)).notes)
     assert "parameter total alone" not in notes("meta-llama/Llama-3.1-8B-Instruct")
