@@ -302,7 +302,10 @@ KEYS = st.sampled_from([
     "rope_scaling", "rope_parameters",
     "sliding_window", "use_sliding_window", "tie_word_embeddings", "attention_bias",
     "mlp_bias",
-    "partial_rotary_factor", "layer_types", "num_experts", "position_embedding_type",
+    "partial_rotary_factor", "layer_types", "num_experts", "position_embedding_type", "hybrid_override_pattern",
+    "layers_block_type", "block_configs", "attn_type_list", "linear_attn_config", "hybrid_layer_pattern",
+    "moe_layer_freq", "index_topk_pattern", "index_topk_freq", "num_kv_shared_layers", "attention_chunk_size",
+    "no_rope_layers", "attn_layer_indices", "mamba_dt_rank", "mamba_ssm_cache_dtype", "global_head_dim",
 ])  # fmt: skip
 
 

@@ -265,30 +265,35 @@ def _wide(family: Family, read: Reader) -> int:
 def _groups(
     family: Family, read: Reader, kinds: list[str], window: int | None, usual: Attention
 ) -> list[Attention]:
-    found: dict[Attention, list[int]] = {}
-    windows = {SLIDING: window, CHUNKED: read.count("attention_chunk_size", default=0)}
-    shared = read.number("num_kv_shared_layers", 0)  # the last so many read the cache of another layer
-    key_is_value = family.key_is_value is not None and read.flag(family.key_is_value, False)
+    alike: dict[tuple[str, bool], list[int]] = {}
+    own = len(kinds) - read.number("num_kv_shared_layers", 0)  # the layers from here on read another one's cache
     for i, kind in enumerate(kinds):
-        if kind in (STATE, MLP, EXPERTS):
-            continue
-        kind = FULL if kind == BOTH else kind
-        keys = dict(family.sliding_keys if kind == SLIDING else family.full_keys)
-        if family.key_is_value and not key_is_value:
-            keys.pop("kv_heads", None)
-        heads, kv_heads, head_dim, value_dim = (
-            read.count(keys[name], default=default) if name in keys else default
-            for name, default in (
-                ("heads", usual.heads), ("kv_heads", usual.kv_heads), ("head_dim", usual.head_dim),
-                ("value_dim", usual.value_dim),
-            )
-        )  # fmt: skip
-        own = Attention(
-            (), kind, heads, kv_heads, head_dim, value_dim, windows.get(kind), own_kv=i < len(kinds) - shared,
-            values=not (key_is_value and kind == FULL),
-        )  # fmt: skip
-        found.setdefault(own, []).append(i)
-    return [replace(own, layers=tuple(numbers)) for own, numbers in found.items()]
+        if kind not in (STATE, MLP, EXPERTS):
+            alike.setdefault((FULL if kind == BOTH else kind, i < own), []).append(i)
+    found: dict[Attention, list[int]] = {}
+    for (kind, own_kv), numbers in alike.items():
+        found.setdefault(_alike(family, read, kind, own_kv, window, usual), []).extend(numbers)
+    return [replace(group, layers=tuple(sorted(numbers))) for group, numbers in found.items()]
+
+
+def _alike(
+    family: Family, read: Reader, kind: str, own_kv: bool, window: int | None, usual: Attention
+) -> Attention:
+    """The attention of the layers of one kind, of no layers yet."""
+    windows = {SLIDING: window, CHUNKED: read.count("attention_chunk_size", default=0)}
+    key_is_value = family.key_is_value is not None and read.flag(family.key_is_value, False)
+    keys = dict(family.sliding_keys if kind == SLIDING else family.full_keys)
+    if family.key_is_value and not key_is_value:
+        keys.pop("kv_heads", None)
+    heads, kv_heads, head_dim, value_dim = (
+        read.count(keys[name], default=default) if name in keys else default
+        for name, default in (
+            ("heads", usual.heads), ("kv_heads", usual.kv_heads), ("head_dim", usual.head_dim),
+            ("value_dim", usual.value_dim),
+        )
+    )  # fmt: skip
+    values = not (key_is_value and kind == FULL)
+    return Attention((), kind, heads, kv_heads, head_dim, value_dim, windows.get(kind), own_kv, values)
 
 
 # -- experts ---------------------------------------------------------------------------------------

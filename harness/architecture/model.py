@@ -81,10 +81,15 @@ class Architecture:
     @cached_property
     def kv_kinds(self) -> dict[KvLayer, tuple[int, ...]]:
         """Each kind of cache, in the order of its first layer, and the layers that keep one of it."""
-        kinds: dict[KvLayer, list[int]] = {}
+        alike: dict[int, tuple[tuple[KvLayer, ...], list[int]]] = {}  # most layers keep the very same caches
         for i, caches in enumerate(self.kv_layers):
+            alike.setdefault(id(caches), (caches, []))[1].append(i)
+        kinds: dict[KvLayer, list[int]] = {}
+        for caches, numbers in alike.values():
             for cache in caches:
-                kinds.setdefault(cache, []).append(i)
+                kinds.setdefault(cache, []).extend(numbers)
+        for numbers in kinds.values():
+            numbers.sort()
         return {layer: tuple(members) for layer, members in kinds.items()}
 
     def copies(self, component: Component, layers: range | None = None) -> int:
@@ -214,16 +219,23 @@ def _kv_layers(family: Family, read: Reader, size: Sizes) -> tuple[tuple[KvLayer
         cache = KvLayer(group.kind, group.kv_heads, row, group.window)
         if size.mla:
             cache = KvLayer(MLA, 1, size.mla.kv_rank + size.mla.rope)
+        own = (cache,)
         for i in group.layers if group.own_kv else ():
-            caches[i] = (cache,)
-    for i in indexer_layers(read, size.layers) if family.indexer else ():
-        caches[i] = (*caches[i], indexer_cache(read))
+            caches[i] = own
+    if family.indexer:
+        _add(caches, indexer_layers(read, size.layers), indexer_cache(read))
     if family.mixer:
         state = MIXERS[family.mixer](read, size.hidden)[1]
         state = replace(state, recurrent_dtype=state.recurrent_dtype or _state_dtype(family, read))
-        for i in size.layout.states:
-            caches[i] = (*caches[i], KvLayer(STATE, 0, 0, state=state))
+        _add(caches, size.layout.states, KvLayer(STATE, 0, 0, state=state))
     return tuple(caches)
+
+
+def _add(caches: list[tuple[KvLayer, ...]], layers: tuple[int, ...], cache: KvLayer) -> None:
+    """One more cache in ``layers``; equal ones stay the same object."""
+    added: dict[int, tuple[KvLayer, ...]] = {}
+    for i in layers:
+        caches[i] = added.setdefault(id(caches[i]), (*caches[i], cache))
 
 
 def _state_dtype(family: Family, read: Reader) -> str | None:

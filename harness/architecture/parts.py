@@ -86,8 +86,8 @@ def components(family: Family, read: Reader, size: Sizes) -> Iterator[Component]
 def _of(layers: tuple[int, ...], size: Sizes, parts: Iterable[Component]) -> Iterator[Component]:
     """``parts`` in ``layers`` alone."""
     if layers:
-        where = None if len(layers) == size.layers else layers
-        yield from (replace(part, layers=where) for part in parts)
+        everywhere = len(layers) == size.layers
+        yield from parts if everywhere else (replace(part, layers=layers) for part in parts)
 
 
 def _flag(family: Family, read: Reader, key: bool | str) -> bool:
