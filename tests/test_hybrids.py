@@ -26,7 +26,8 @@ def resolved(model: str, length: int, engine: str = "", gpu: str = "{name: h100}
 # KV cache size: 567,978 tokens, Maximum concurrency for 131,072 tokens per request: 4.33x.
 def test_a_public_log_of_a_gated_delta_net():
     # Qwen3.6-35B-A3B, whose text stack is that of Qwen3.5-35B-A3B.
-    architecture, chosen = resolved("Qwen/Qwen3.5-35B-A3B", 131_072, 'vllm: "0.24", kv_cache_dtype: fp8')
+    engine = 'vllm: "0.24", enable_prefix_caching: true, kv_cache_dtype: fp8'  # as its non-default args say
+    architecture, chosen = resolved("Qwen/Qwen3.5-35B-A3B", 131_072, engine)
     assert chosen.block_size == 2096
     block = kv_cache.bytes_per_block(architecture, chosen)
     blocks = {int(gib * GIB) // block for gib in (5.975, 5.98, 5.985)}  # the log rounds

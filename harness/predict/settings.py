@@ -142,7 +142,8 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
         defaults.cpu_block_size if scenario.on_cpu
         else preferred_block_size(architecture, kv_dtype, capability, defaults.block_size)
     )  # fmt: skip
-    checkpoints = checkpoint_kernels(defaults, capability) if engine.enable_prefix_caching else ()
+    prefix_caching = _prefix_caching(engine.enable_prefix_caching, architecture, defaults)
+    checkpoints = checkpoint_kernels(defaults, capability) if prefix_caching else ()
     runner = _model_runner(defaults, architecture, weights, scenario.on_cpu, engine.speculative_config)
     chosen = Settings(
         vllm=engine.vllm,
@@ -171,7 +172,7 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
         decode_context_parallel_size=engine.decode_context_parallel_size,
         in_flight_tokens=tokens * _batches_in_flight(defaults, runner, pp),
         enforce_eager=engine.enforce_eager,
-        enable_prefix_caching=_prefix_caching(engine.enable_prefix_caching, architecture, defaults),
+        enable_prefix_caching=prefix_caching,
         in_use=scenario.gpu.in_use if scenario.gpu else 0,
         kv_cache_memory_bytes=engine.kv_cache_memory_bytes or None,  # 0 counts as not given, as in vLLM
         num_gpu_blocks_override=engine.num_gpu_blocks_override,
