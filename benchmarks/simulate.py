@@ -25,22 +25,30 @@ from typing import Any
 
 from harness.scenario import Load
 from harness.simulate import Limits, Simulation, simulate
+from harness.simulate.tables import FULL, SLIDING, Table
 
 TESTS = Path(__file__).resolve().parent.parent / "tests"
-# (what, requests, prompt tokens, output tokens, limits): the pools of the recorded table, then ample ones.
+
+
+def lengths(mean: int, spread: float) -> Any:
+    """A uniform distribution of ``mean``, ``spread`` of it to either side."""
+    return {"distribution": "uniform", "low": max(int(mean * (1 - spread)), 1), "high": int(mean * (1 + spread))}
+
+
+WINDOWS = (Table(SLIDING, 32, 128), Table(FULL, 16))  # gpt-oss
+# (what, requests, prompt tokens, output tokens, limits[, more of the load]): the pools of the recorded table, then ample
+# ones, then what is followed block by block.
 BESIDE_VLLM = [
     *((f"64 x (2000 + 1000), {n:,} blocks", 64, 2000, 1000, Limits(n, 16, 64, 8192, 4096))
       for n in (12_500, 10_000, 8_000, 4_096, 1_200)),
     ("75 running, 2000 + 1000", 75, 2000, 1000, Limits(20_000, 16, 75, 8192, 4096)),
     ("256 running, 500 + 1000", 256, 500, 1000, Limits(40_000, 16, 256, 8192, 4096)),
     ("256 users, 2048 x mixed lengths", 2048, 800, 400, Limits(12_000, 16, 256, 8192, 4096)),
+    ("64 users, mixed, 8 prefixes of 512", 1024, 800, 400, Limits(3_000, 16, 64, 8192, 4096),
+     {"shared_prefix_tokens": 512, "shared_prefixes": 8, "prompt_tokens": lengths(1400, 0.5)}),
+    ("64 users, mixed, gpt-oss's tables", 1024, 800, 400, Limits(6_000, 16, 64, 8192, 4096, tables=WINDOWS), {}),
 ]  # fmt: skip
 TOKENS = 8192
-
-
-def lengths(mean: int, spread: float) -> Any:
-    """A uniform distribution of ``mean``, ``spread`` of it to either side."""
-    return {"distribution": "uniform", "low": max(int(mean * (1 - spread)), 1), "high": int(mean * (1 + spread))}
 
 
 def timed(load: Load, limits: Limits, least_s: float = 0.3) -> tuple[Simulation, float]:
@@ -58,13 +66,13 @@ def beside_vllm() -> None:
     sys.path.insert(0, str(TESTS))
     theirs = importlib.import_module("vllm_scheduler")
     print(f"\n{'load and pool':<34}{'steps':>8}{'preempted':>10}{'vLLM steps/s':>14}{'ours steps/s':>14}{'ratio':>8}")
-    for what, requests, prompt, output, limits in BESIDE_VLLM:
+    for what, requests, prompt, output, limits, *more in BESIDE_VLLM:
         mixed = requests > 1000
         load = Load.model_validate(
             {
                 "shape": "closed", "users": min(requests, limits.max_num_seqs), "requests": requests, "seed": 1,
                 "prompt_tokens": lengths(prompt, 0.9) if mixed else prompt,
-                "output_tokens": lengths(output, 0.9) if mixed else output,
+                "output_tokens": lengths(output, 0.9) if mixed else output, **(more[0] if more else {}),
             }
         )  # fmt: skip
         loop: list[float] = []

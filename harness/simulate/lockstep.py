@@ -8,6 +8,7 @@ therefore taken at once, at a cost that depends neither on the steps nor on the 
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections import deque
 from collections.abc import Iterator
 
@@ -88,6 +89,14 @@ class Lockstep:
         """New blocks that all of them need for ``steps`` more tokens each."""
         rounds, rest = divmod(steps, self._size)
         return rounds * self.count + sum(self._takers[(self.clock + i) % self._size] for i in range(rest))
+
+    def blocks_over(self, steps: int) -> int:
+        """:meth:`blocks_for` one step, two steps and so on to ``steps``, all together."""
+        rounds, rest = divmod(steps, self._size)
+        taken = (self._takers[(self.clock + i) % self._size] for i in range(min(steps, self._size)))
+        first = list(itertools.accumulate(taken))
+        whole = rounds * (rounds - 1) // 2 * self._size * self.count + rounds * sum(first)
+        return whole + rest * rounds * self.count + sum(first[:rest])
 
     def steps_within(self, blocks: int, most: int) -> int:
         """The steps, ``most`` at most, for which ``blocks`` new blocks suffice."""

@@ -47,7 +47,7 @@ def compare(load: Load, limits: Limits) -> tuple[Use, ...]:
     """The load on as many tokens of KV as ``limits`` have, in each way of allocating.
 
     An allocator that can't serve the longest request at all is left out. Raises UsageError where vLLM's
-    own blocks can't. Every step is taken by itself, so the cost grows with the steps of the load.
+    own blocks can't.
     """
     if limits.tables:
         raise UsageError(f"paging is compared on full attention alone; this model has {described(limits.tables)}")
@@ -86,7 +86,7 @@ def _use(allocator: str, size: int | None, load: Load, limits: Limits, kind: typ
 
 
 class _Metered(Run):
-    """A run, step by step, that adds up the tokens reserved and the tokens that have KV after each schedule."""
+    """A run that adds up the tokens reserved and the tokens that have KV after each schedule."""
 
     def __init__(self, load: Load, limits: Limits, num_blocks: int) -> None:
         super().__init__(load, limits, num_blocks)
@@ -94,7 +94,19 @@ class _Metered(Run):
         self._used = self._seen = 0  # tokens with KV of all that run; tokens scheduled up to the last step
 
     def _skip_ahead(self) -> None:
-        pass
+        steps, used, held, running = self.steps, self._used, self.pool.used, len(self.running)
+        super()._skip_ahead()
+        before_last = self.steps - steps - 1  # the last one of them was observed
+        if before_last > 0:
+            self.decoding.clock -= before_last + 1
+            taken = self.decoding.blocks_over(before_last)
+            self.decoding.clock += before_last + 1
+            self.used_sum += before_last * used + before_last * (before_last + 1) // 2 * running
+            self.reserved_sum += self._reserved_over(before_last, before_last * held + taken)
+
+    def _reserved_over(self, steps: int, blocks: int) -> int:
+        """Tokens reserved in ``steps`` steps, in which ``blocks`` blocks are held all together."""
+        return blocks * self.limits.block_size
 
     def _observe(self) -> None:
         super()._observe()
@@ -126,11 +138,17 @@ class _PowersOfTwo(_Metered):
     def _reserved(self) -> int:
         return sum(size for _, size in self._pieces.values())
 
+    def _reserved_over(self, steps: int, blocks: int) -> int:
+        return steps * self._reserved()
+
+    def _would_admit(self, seq: Sequence, budget: int) -> bool:
+        return super()._admissible(seq, budget) > 0 and self._buddies.fits(_power_of_two(seq.end))
+
     def _admissible(self, seq: Sequence, budget: int) -> int:
         new = super()._admissible(seq, budget)
         if not new:
             return 0
-        size = 1 << (seq.end - 1).bit_length()
+        size = _power_of_two(seq.end)
         piece = self._buddies.take(size)
         if piece is None:
             if not self.running:
@@ -144,6 +162,10 @@ class _PowersOfTwo(_Metered):
         super()._free(seq, for_good=for_good)
 
 
+def _power_of_two(tokens: int) -> int:
+    return 1 << (tokens - 1).bit_length()
+
+
 class Buddies:
     """A buddy allocator over ``size`` units: pieces are powers of two, and lie at multiples of their size."""
 
@@ -154,6 +176,10 @@ class Buddies:
             if size >> power & 1:
                 self._free[1 << power] = {start}
                 start += 1 << power
+
+    def fits(self, size: int) -> bool:
+        """Whether a piece of ``size`` can be had."""
+        return any(places and s >= size for s, places in self._free.items())
 
     def take(self, size: int) -> int | None:
         """The place of a piece of ``size``, a power of two, split off the smallest that will do; None: none will."""

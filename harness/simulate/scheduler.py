@@ -267,6 +267,9 @@ class Run(Driver[Sequence]):
             return 0
         return new
 
+    def _would_admit(self, seq: Sequence, budget: int) -> bool:
+        return self._admissible(seq, budget) > 0
+
     def _chunk(self, seq: Sequence) -> int:
         return min(seq.tokens - seq.computed, self._longest_chunk)
 
@@ -341,7 +344,7 @@ class Run(Driver[Sequence]):
         if not running or self.prefilling or self.ending or self._late or budget < 0:
             return
         seat = budget > 0 and running < self.limits.max_num_seqs
-        if seat and len(self.waiting) and self._admissible(self.waiting.head(), budget):
+        if seat and len(self.waiting) and self._would_admit(self.waiting.head(), budget):
             return
         kv_tokens = self.decoding.kv_tokens
         steps = self._steps_until_somebody_comes(self.decoding.steps_to_end() - 1, running, kv_tokens)
