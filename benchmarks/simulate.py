@@ -36,7 +36,7 @@ def lengths(mean: int, spread: float) -> Any:
 
 
 WINDOWS = (Table(SLIDING, 32, 128), Table(FULL, 16))  # gpt-oss
-# (what, requests, prompt tokens, output tokens, limits[, more of the load]): the pools of the recorded table, ample ones,
+# (what, requests, prompt, output tokens, limits[, more of the load]): the pools of the recorded table, ample ones,
 # and what is followed block by block.
 BESIDE_VLLM: list[tuple[Any, ...]] = [
     *((f"64 x (2000 + 1000), {n:,} blocks", 64, 2000, 1000, Limits(n, 16, 64, 8192, 4096))
