@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from harness.ledger import (
     ADDITIVE,
     STATED,
+    TRAINING_STATED,
     Account,
     Entry,
     KvPool,
@@ -37,7 +38,7 @@ def test_the_terms_that_every_account_states() -> None:
     assert [str(t) for t in STATED] == [
         "weights", "runtime_at_init", "non_torch_increase", "activation_peak", "cuda_graphs", "kv_available",
     ]  # fmt: skip
-    assert set(Term) - set(ADDITIVE) == {Term.KV_USED, Term.TOTAL}
+    assert set(Term) - set(ADDITIVE) - set(TRAINING_STATED) == {Term.KV_USED, Term.TOTAL}
 
 
 def test_what_is_unknown_is_none_and_not_zero() -> None:
