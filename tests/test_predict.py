@@ -415,3 +415,12 @@ def test_the_analytic_half_starts_without_the_heavy_packages(tmp_path: Path):
         [sys.executable, "-c", code, str(path)], capture_output=True, text=True, cwd=Path(__file__).parents[1]
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_rank_without_any_cache_is_refused_as_vllm_breaks_on_it():
+    text = (
+        "name: x\nmodel: nvidia/Llama-3_3-Nemotron-Super-49B-v1\ngpu: {name: h100-sxm-80gb, count: 8}\n"
+        "engine: {max_model_len: 2048, pipeline_parallel_size: 8}\n"
+    )
+    with pytest.raises(UsageError, match=r"no layer of stage \d keeps a cache"):
+        predict(parse_scenario(text))

@@ -18,6 +18,7 @@ from itertools import chain
 
 from harness.architecture import Architecture, stage_layers
 from harness.catalog import Gpu
+from harness.errors import UsageError
 from harness.ledger import KvPool, Term
 from harness.predict import activations, kv_cache, overhead
 from harness.predict.estimate import Estimate
@@ -88,10 +89,19 @@ class Grant:
 
 
 def grant(architecture: Architecture, settings: Settings, gpu: Gpu) -> Grant:
-    """What the fullest rank is granted: every rank gets as many blocks as the poorest can hold."""
+    """What the fullest rank is granted: every rank gets as many blocks as the poorest can hold.
+
+    Raises UsageError where a rank has no cache at all (``get_kv_cache_config_from_groups``, 0.32).
+    """
     budgets = [
         budget(architecture, settings, gpu, stage) for stage in _distinct_stages(architecture, settings)
     ]
+    for b in budgets:
+        if not b.block_bytes:
+            raise UsageError(
+                f"pipeline_parallel_size {settings.pipeline_parallel_size}: no layer of stage {b.stage} keeps a cache, "
+                "and vLLM divides that rank's memory by the bytes of a block (ZeroDivisionError)"
+            )
     fullest = min(budgets, key=lambda b: (b.available.bytes // b.block_bytes, -b.weights.bytes))
     needed = kv_cache.request_blocks(architecture, settings, settings.max_model_len) * fullest.block_bytes
     # V0 has no null block, and grants whole blocks.
