@@ -17,6 +17,7 @@ from harness.commands.doctor import doctor
 from harness.commands.evidence import evidence
 from harness.commands.fetch import fetch
 from harness.commands.gpus import gpus
+from harness.commands.import_log import import_log
 from harness.commands.learn import learn
 from harness.commands.models import models
 from harness.commands.paging import paging
@@ -47,7 +48,9 @@ def cli() -> None:
     """
 
 
-for command in (run, check, capacity, paging, report, models, fetch, gpus, doctor, evidence, learn, schema):
+for command in (
+    run, import_log, check, capacity, paging, report, models, fetch, gpus, doctor, evidence, learn, schema
+):  # fmt: skip
     cli.add_command(command)
 
 

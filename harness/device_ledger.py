@@ -108,7 +108,7 @@ def entries(record: RunRecord, blocks_used: int | None, num_blocks: int | None) 
     """The ledger, the fullest rank first in each phase; ``blocks_used``: at the peak, of the pool's ``num_blocks``."""
     everybody = ranks(record)
     for phase in (Phase.WEIGHTS_LOADED, Phase.IDLE, Phase.LOAD, Phase.DRAIN):
-        if str(phase) in record.marks or (phase is Phase.IDLE and not record.marks):
+        if str(phase) in record.marks or (phase is Phase.IDLE and (not record.marks or record.mode == "imported")):
             for rank in everybody:
                 yield from _of_phase(record, rank, phase)
     if blocks_used is not None and num_blocks:

@@ -31,12 +31,11 @@ if TYPE_CHECKING:
 CPU = "cpu"
 PROCESS_COLUMNS = ("process", "at_init", "idle", "peak_under_load")
 _STAND_IN = "a stand-in model was served: bytes and the first three rungs come from the prediction"
-_POOL = re.compile(
-    r"KV cache size: (\d[\d,]{0,18}) tokens.*?Maximum concurrency for (\d[\d,]{0,18}) tokens per request: "
-    r"(\d+(?:\.\d+)?)x",
-    re.ASCII | re.DOTALL,  # one line from 0.32 on, two before
+# One line from 0.32 on, two before; before 0.8 the second alone, beside "# GPU blocks".
+_TOKENS = re.compile(r"KV cache size: (\d[\d,]{0,18}) tokens", re.ASCII)
+_CONCURRENCY = re.compile(
+    r"Maximum concurrency for (\d[\d,]{0,18}) tokens per request: (\d+(?:\.\d+)?)x", re.ASCII
 )
-_ON_POOL = re.compile("KV cache size|Maximum concurrency")
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|OutOfMemory|MemoryError|can't allocate memory|signal 9\b|exit code: -9\b", re.IGNORECASE
 )
@@ -48,7 +47,7 @@ def measure(record: RunRecord) -> Account | None:
         return None
     kv = _pool(record)
     load = _load(record, kv)
-    ledger = Ledger(tuple(_entries(record, kv, load))) if record.mode == "measured" else Ledger()
+    ledger = Ledger(tuple(_entries(record, kv, load))) if record.real else Ledger()
     return Account(
         ledger=ledger,
         kv=kv,
@@ -76,6 +75,8 @@ def _gpu_notes(record: RunRecord) -> Iterator[str]:
         yield from (f"{gpu['name']}: {what} not read: {why}." for what, why in told.items())
     if record.attached:
         yield "The server was there before us: its start, its scheduler's steps and its log are not ours to see."
+    elif record.mode == "imported":
+        return
     elif record.on_gpus and not record.workers("idle") and str(Phase.IDLE) in record.marks:
         yield "The worker probe did not answer: the terms come from the engine's log, as far as it states them."
 
@@ -85,11 +86,11 @@ def _gpu_notes(record: RunRecord) -> Iterator[str]:
 
 def _pool(record: RunRecord) -> KvPool:
     """The pool as the engine states it (log line) and as the worker holds it (probe)."""
-    said = _POOL.search("\n".join(line for line in record.log_lines if _ON_POOL.search(line)))
     block, told = record.block_size, record.probe.get("num_blocks") or record.cache_config.get("num_gpu_blocks")
-    tokens = request = concurrency = None
-    if said:
-        tokens, request, concurrency = int(said[1].replace(",", "")), int(said[2].replace(",", "")), float(said[3])
+    # Ranks that state their own: the fullest decides.
+    tokens = min((_count(m[1]) for line in record.log_lines if (m := _TOKENS.search(line))), default=None)
+    said = [(float(m[2]), _count(m[1])) for line in record.log_lines if (m := _CONCURRENCY.search(line))]
+    concurrency, request = min(said, default=(None, None))
     # vLLM prints int(blocks / ceil(request / block) x request): not blocks x block where these don't divide.
     stated = -(-tokens * -(-request // block) // request) if block and request and tokens is not None else None
     blocks = told or stated
@@ -101,7 +102,12 @@ def _pool(record: RunRecord) -> KvPool:
         num_blocks=blocks,
         tokens=tokens,
         max_concurrency=concurrency,
+        tables=record.prediction.kv.tables if record.mode == "imported" else None,
     )
+
+
+def _count(text: str) -> int:
+    return int(text.replace(",", ""))
 
 
 def _load(record: RunRecord, kv: KvPool) -> LoadFigures:
@@ -288,7 +294,8 @@ def _rungs(record: RunRecord, kv: KvPool, load: LoadFigures) -> Iterator[Rung]:
             yield Rung(name, None, reason=_STAND_IN)
     else:
         reason = str(record.manifest.get("reason", ""))
-        reached = (str(Phase.WEIGHTS_LOADED) in record.marks or started, kv.num_blocks is not None or started, started)
+        granted = kv.num_blocks is not None or kv.tokens is not None
+        reached = (str(Phase.WEIGHTS_LOADED) in record.marks or started, granted or started, started)
         for name, holds in zip((RungName.LOADS, RungName.ADMITS, RungName.STARTS), reached, strict=True):
             if holds or record.outcome in ("refused_at_start", "hung_at_start"):
                 yield Rung(name, holds, reason="" if holds else reason)
@@ -299,7 +306,7 @@ def _rungs(record: RunRecord, kv: KvPool, load: LoadFigures) -> Iterator[Rung]:
 
 def _holds(record: RunRecord, kv: KvPool, load: LoadFigures, started: bool) -> Rung:
     reason = str(record.manifest.get("reason", ""))
-    if not started and record.mode == "measured" and record.outcome in ("refused_at_start", "hung_at_start"):
+    if not started and record.real and record.outcome in ("refused_at_start", "hung_at_start"):
         return Rung(RungName.HOLDS, False, reason="not reached")
     if not started:
         return Rung(RungName.HOLDS, None, reason=f"the run ended before the load: {record.outcome}")
@@ -308,6 +315,8 @@ def _holds(record: RunRecord, kv: KvPool, load: LoadFigures, started: bool) -> R
         return Rung(RungName.HOLDS, False, limited_by=limited_by, reason=reason)
     if record.outcome in ("load_timed_out", "no_answers", "requests_failed"):
         return Rung(RungName.HOLDS, False, limited_by="engine", reason=reason)
+    if record.mode == "imported":
+        return Rung(RungName.HOLDS, None, reason="the log was read for its start alone")
     if record.outcome != "completed":
         return Rung(RungName.HOLDS, None, reason=f"the load did not run to its end: {record.outcome}")
     steps = record.tables["steps"]

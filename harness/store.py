@@ -216,8 +216,13 @@ class RunRecord:
 
     @property
     def mode(self) -> str:
-        """analytic, rehearsal or measured."""
+        """analytic, rehearsal, measured or imported."""
         return str(self.manifest.get("mode", "analytic"))
+
+    @property
+    def real(self) -> bool:
+        """Whether the scenario's own model ran on its own device: measured by us, or told by its log."""
+        return self.mode in ("measured", "imported")
 
     @property
     def outcome(self) -> str:
@@ -296,7 +301,8 @@ def read(path: str | Path) -> RunRecord:
     rehearsal = _read_account(folder / REHEARSAL, []) if (folder / REHEARSAL).exists() else None
     # An analytic run has no tables; pandas stays out of its path.
     ran = manifest.get("mode") != "analytic"
-    own = not manifest.get("engine", {}).get("attached")  # an attached engine writes no steps for us
+    # An attached engine writes no steps for us, and a log has none.
+    own = not manifest.get("engine", {}).get("attached") and manifest.get("mode") != "imported"
     names = COLUMNS if ran else ()
     tables = {name: _read_table(folder / f"{name}.csv", name, problems, expected=own) for name in names}
     return RunRecord(

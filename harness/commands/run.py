@@ -163,7 +163,7 @@ def _analytic(scenario: Scenario, prediction: Account, out: Path, why: str, *, q
     from harness.run import analytic
 
     folder = analytic(scenario, prediction, out, why)
-    return _conclude(folder, quiet=quiet)
+    return conclude(folder, quiet=quiet)
 
 
 def _engine(
@@ -183,10 +183,10 @@ def _engine(
     if folder.manifest["outcome"] == "not_recorded":
         click.echo(f"bench: {folder.manifest['reason']}: {folder.path}", err=True)
         return EXIT_MACHINE, None
-    return _conclude(folder, quiet=quiet)
+    return conclude(folder, quiet=quiet)
 
 
-def _conclude(folder: store.RunFolder, *, quiet: bool) -> tuple[int, Reading]:
+def conclude(folder: store.RunFolder, *, quiet: bool) -> tuple[int, Reading]:
     """Write what is computed from the folder into it, show the report, and tell the exit code."""
     from harness.report import markdown
     from harness.report.content import build, understand
@@ -218,7 +218,7 @@ def _conclude(folder: store.RunFolder, *, quiet: bool) -> tuple[int, Reading]:
 
 def _exit_code(reading: Reading, met: bool | None) -> int:
     outcome = reading.record.outcome
-    if outcome != "completed" and not (met and _expected(reading)):
+    if outcome not in ("completed", "cut_short") and not (met and _expected(reading)):
         click.echo(f"bench: {outcome}: {reading.record.manifest.get('reason', '')}", err=True)
         not_the_engine = {"interrupted": EXIT_INTERRUPTED, "device_lost": EXIT_MACHINE, "disturbed": EXIT_MACHINE}
         return not_the_engine.get(outcome, EXIT_ENGINE)
@@ -231,7 +231,7 @@ def _expected(reading: Reading) -> bool:
     A stand-in is never expected to fail, and a crash of the engine under load is no lack of memory.
     """
     outcome, expect = reading.record.outcome, reading.scenario.expect
-    if reading.record.mode != "measured":
+    if not reading.record.real:
         return False
     if outcome in ("refused_at_start", "hung_at_start"):
         return False in (expect.loads, expect.admits, expect.starts)

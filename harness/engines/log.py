@@ -12,8 +12,11 @@ MAX_BYTES = 4 << 20  # of a log: so much of its beginning, and so much of its en
 # What a terminal would act on: escape sequences whole, then control, direction and surrogate characters.
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)?", re.DOTALL)
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]+")
-# Prefixes of vLLM's log records: "(Worker pid=42) INFO 11-24 06:53:00 [file.py:1] text".
-_RECORD = re.compile(r"^(?:\((?P<process>[^)]*)\)\s*)?(?:(?P<level>INFO|WARNING|ERROR|DEBUG) \S+ \S+ \[[^\]]*\] ?)?")
+# Prefixes of vLLM's log records: "(Worker pid=42) INFO 11-24 06:53:00 [file.py:1] text"; before 0.8 "file.py:1] text".
+_RECORD = re.compile(
+    r"^(?:\((?P<process>[^)]*)\)\s*)?"
+    r"(?:(?P<level>INFO|WARNING|ERROR|DEBUG) \S+ \S+ (?:\[[^\]]*\]|\S+:\d+\]) ?)?"
+)
 
 # text -> the mark of the run that it sets, and what progress calls the stage
 STAGES = (
@@ -28,7 +31,8 @@ LOADING = re.compile(r"Starting to load model")
 LOADED = re.compile(r"(Model loading|Loading weights) took|KV cache size|for KV cache on node")
 
 _QUOTABLE = re.compile(
-    r"Model loading took|Available KV cache memory|KV cache size|Maximum concurrency|# GPU blocks|"
+    r"Model loading took|Loading model weights took|model weights take|Available KV cache memory|KV cache size|"
+    r"Maximum concurrency|# (?:GPU|cuda) blocks|"
     r"Graph capturing finished|Estimated CUDA graph memory|for KV cache on node|Free memory on device"
 )
 # The exceptions that say why; the generic ones that wrap them come last.
@@ -36,9 +40,13 @@ _REASON = re.compile(
     r"(?<![\w.])(?P<kind>[\w.]*(?:OutOfMemoryError|ValueError|RuntimeError|OSError|FileNotFoundError|PermissionError|"
     r"ValidationError|ImportError|ModuleNotFoundError|MemoryError|KeyError|AssertionError|NotImplementedError|"
     r"TypeError|AttributeError|HTTPError|RepositoryNotFoundError)): (?P<text>.+)$|error: (?P<usage>.+)$|"
+    r"^\s*(?P<value>Value error, .+)$|"
     r"(?<!\w)(?P<dead>\w+ proc \S+ died unexpectedly.*)$"
 )
-_WRAPPERS = ("Engine core initialization failed", "WorkerProc initialization failed", "cancelled", "EngineDeadError")
+_WRAPPERS = (
+    "validation error", "Engine core initialization failed", "WorkerProc initialization failed", "cancelled",
+    "EngineDeadError",
+)  # fmt: skip
 
 
 def printable(text: str) -> str:
@@ -46,8 +54,11 @@ def printable(text: str) -> str:
     return text if text.isprintable() else _CONTROLS.sub(" ", _ESCAPES.sub("", text))
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines of a log as printable text; of a huge one its beginning and its end. [] where there is none."""
+def read_lines(path: Path, longest: int = MAX_LINE) -> list[str]:
+    """The lines of a log as printable text; of a huge one its beginning and its end. [] where there is none.
+
+    ``longest``: so many characters of a line.
+    """
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES)
@@ -58,7 +69,7 @@ def read_lines(path: Path) -> list[str]:
             raw += file.read(MAX_BYTES)
     except OSError:
         return []
-    return [printable(line[:MAX_LINE]) for line in re.split(r"[\r\n]+", raw.decode("utf-8", "replace")) if line]
+    return [printable(line[:longest]) for line in re.split(r"[\r\n]+", raw.decode("utf-8", "replace")) if line]
 
 
 def plain(line: str) -> str:
@@ -91,7 +102,7 @@ def reason(lines: Iterable[str]) -> str | None:
         if not match or (record and record["level"] in ("INFO", "WARNING", "DEBUG")):
             continue
         kind, usage = match["kind"], match["usage"]
-        text = f"{kind}: {match['text']}" if kind else f"error: {usage}" if usage else match["dead"]
+        text = f"{kind}: {match['text']}" if kind else f"error: {usage}" if usage else match["value"] or match["dead"]
         if any(w in text for w in _WRAPPERS):
             found = found or text
         elif found is None or any(w in found for w in _WRAPPERS):

@@ -1,7 +1,7 @@
 """The figures of vLLM's workers from its log, by the names under which the worker probe gives them.
 
-For where the probe does not answer. What vLLM prints has two decimals of a GiB. Lines of V1, 0.19 to 0.33; which of
-them are printed depends on the version and on the level of the log.
+For where the probe does not answer. What vLLM prints has two decimals of a GiB. Lines of V0 (0.5 to 0.8) and of V1
+(0.8 to 0.33); which of them are printed depends on the version and on the level of the log.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LINES = tuple(
             r"worker init memory snapshot: .*?free_memory={free_at_init_bytes}GiB, "
             r"total_memory={cuda_total_bytes}GiB.*?torch_memory={torch_at_init_bytes}",
             r"worker requested memory: {requested_bytes} ?GiB",
-            r"Model loading took {model_bytes} ?GiB",
+            r"(?:Model loading|Loading model weights) took {model_bytes} ?Gi?B",  # GB: GiB all the same
             r"Estimated CUDA graph memory: {graphs_estimated_bytes} ?GiB",
             r"Graph capturing finished in .*?took {graphs_bytes} ?GiB",
             r"Available KV cache memory: {available_bytes} ?GiB",
@@ -36,12 +36,16 @@ _LINES = tuple(
             r"{non_torch_bytes} GiB for non-torch memory, and {graphs_bytes} GiB for CUDAGraph memory",
             _START + r"Actual usage is {consumed_bytes} GiB for consumed memory.*?"
             r"{activation_peak_bytes} GiB for peak activation, and {graphs_bytes} GiB for CUDAGraph memory",
+            r"total_gpu_memory \({cuda_total_bytes}GiB\) x gpu_memory_utilization \(\d[.\d]*\) = {requested_bytes}GiB",
+            r"model weights take {model_bytes}GiB; non_torch_memory takes {non_torch_bytes}GiB; "
+            r"PyTorch activation peak memory takes {activation_peak_bytes}GiB; "
+            r"the rest of the memory reserved for KV Cache is {available_bytes}GiB",
             r"torch peak memory increase: {activation_peak_bytes}GiB; "
             r"non-torch forward increase memory: {non_torch_bytes}GiB; weights memory: {model_bytes}GiB",
         ),
     )
 )
-_WORKER = re.compile(r"^\((?P<name>(?:Worker|EngineCore)\w*) pid=(?P<pid>\d+)\)")
+_WORKER = re.compile(r"^\((?:(?:Vllm)?Worker|EngineCore|RayWorkerWrapper)\w*(?: rank=\d+)? pid=(?P<pid>\d+)\b")
 
 
 # Printed where the estimate of the graphs is taken from the KV budget; the activation peak then holds it too.

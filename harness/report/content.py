@@ -66,6 +66,7 @@ OUTCOMES = {
     "interrupted": "interrupted",
     "device_lost": "a GPU was lost",
     "disturbed": "another process came onto the GPUs",
+    "cut_short": "the log ends before the start does",
     "not_recorded": "the run could not be written down to its end",
 }
 
@@ -173,6 +174,8 @@ def _lead(reading: Reading) -> Iterable[str]:
 def _real(reading: Reading) -> str:
     if reading.record.mode == "rehearsal":
         return "real vLLM, stand-in model"
+    if reading.record.mode == "imported":
+        return str(reading.record.manifest.get("why") or "from a log")
     if reading.record.attached:
         return "a server that was there before"
     return "random weights, all else real" if reading.scenario.weights.load == "dummy" else "everything real"
