@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.engines import log_figures
-from harness.ledger import ADDITIVE, Entry, Phase, Term
+from harness.ledger import ADDITIVE, STATED, Entry, Phase, Term
 from harness.store import RunRecord
 
 if TYPE_CHECKING:
@@ -142,6 +142,9 @@ def _of_phase(record: RunRecord, rank: Rank, phase: Phase) -> Iterator[Entry]:
     if total is not None:
         yield Entry(phase, rank.device, Term.UNATTRIBUTED, total - known, source="total less the terms above")
         yield Entry(phase, rank.device, Term.TOTAL, total, source=source)
+    elif record.mode == "imported" and (unknown := [t for t, size, _ in terms if size is None and t in STATED]):
+        words = ", ".join(term.replace("_", " ") for term in unknown)
+        yield Entry(phase, rank.device, Term.TOTAL, None, source=f"the log does not tell {words}")
     elif known and not record.gpus:
         yield Entry(phase, rank.device, Term.TOTAL, known, source=f"sum of the terms above; {source}")
     else:

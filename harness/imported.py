@@ -40,7 +40,7 @@ _SECRETS = (
     re.compile(
         rf"({_NAMES}['\"]?\s*[=:]\s*)(\[[^\]]*\]?|'[^']*'?|\"[^\"]*\"?|(?:Bearer\s+)?[^\s,)}}'\"]+)", re.IGNORECASE
     ),
-    re.compile(rf"(--[\w-]*{_NAMES}\s+)(\S+)", re.IGNORECASE),
+    re.compile(rf"(--[\w-]{{0,40}}{_NAMES}\s+)(\S+)", re.IGNORECASE),
     re.compile(r"()\b((?:hf_|gh[pousr]_|glpat-)[A-Za-z0-9]{10,}|sk-[A-Za-z0-9_-]{16,}|AKIA[A-Z0-9]{12,})"),
     re.compile(r"(Bearer\s+)([^\s'\",)]+)", re.IGNORECASE),
     re.compile(r"(://)([^/\s:@'\"]*:[^/\s@'\"]+)(?=@)"),

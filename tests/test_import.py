@@ -98,6 +98,16 @@ def test_the_public_runs(table: dict[str, dict[str, str]], tmp_path: Path) -> No
     assert (outcomes, figures) == (47, 332)
 
 
+def test_a_public_run_at_info(table: dict[str, dict[str, str]], tmp_path: Path) -> None:
+    full = next(p for p in PUBLIC if p.name == "meta-llama-llama-3-1-8b---h100-80gb--tp1pp1dp1--8192.log")
+    info = [line for line in full.read_text().splitlines() if "DEBUG" not in line]
+    found = account(written(tmp_path, *info), tmp_path)
+    assert (found.highest, found.kv.tokens) == ("STARTS", 476_016)
+    terms = sizes(found)
+    assert (terms["weights"], terms["cuda_graphs"], terms["kv_available"]) == (14.99, 0.91, 58.11)
+    assert {terms[t] for t in ("activation_peak", "non_torch_increase", "runtime_at_init", "total")} == {None}
+
+
 def test_why_the_public_runs_failed(table: dict[str, dict[str, str]]) -> None:
     words = {
         "codellama": "Free memory on device cuda:1 (60.87/79.19 GiB) on startup is less than desired",
@@ -132,6 +142,8 @@ def test_v0_6_of_two_ranks(tmp_path: Path) -> None:
     assert [sizes(found, "gpu1")[t] for t in terms] == [7.51, 1.95, 1.08, 60.73]
     assert sizes(found)["cuda_graphs"] == 0.27
     assert (found.kv.num_blocks, found.kv.max_concurrency) == (62_003, 121.10)
+    stated = imported.read(LOGS / "v0_0.6.6.log").stated
+    assert not stated.unread and "max_loras" not in stated.engine  # defaults say nothing
 
 
 def test_v1_0_8_of_two_ranks_that_state_their_own_pools(tmp_path: Path) -> None:
@@ -139,6 +151,7 @@ def test_v1_0_8_of_two_ranks_that_state_their_own_pools(tmp_path: Path) -> None:
     assert (found.kv.tokens, found.kv.max_concurrency, found.kv.num_blocks) == (2_209_600, 269.73, 138_100)
     assert (sizes(found)["weights"], sizes(found, "gpu1")["weights"], sizes(found)["cuda_graphs"]) == (7.12, 7.12, 0.55)
     assert sizes(found)["kv_available"] is None  # nobody stated it, so it is not 0
+    assert sizes(found)["total"] is None  # and what is stated makes no total
 
 
 def test_v1_0_33(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ _REASON = re.compile(
     r"(?<![\w.])(?P<kind>[\w.]*(?:OutOfMemoryError|ValueError|RuntimeError|OSError|FileNotFoundError|PermissionError|"
     r"ValidationError|ImportError|ModuleNotFoundError|MemoryError|KeyError|AssertionError|NotImplementedError|"
     r"TypeError|AttributeError|HTTPError|RepositoryNotFoundError)): (?P<text>.+)$|error: (?P<usage>.+)$|"
-    r"^\s*(?P<value>Value error, .+)$|"
+    r"^\s*(?P<value>Value error, .+?)(?: \[type=.*)?$|"
     r"(?<!\w)(?P<dead>\w+ proc \S+ died unexpectedly.*)$"
 )
 _WRAPPERS = (

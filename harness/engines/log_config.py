@@ -83,7 +83,7 @@ def read(lines: Iterable[str]) -> Stated:
         elif match := _GIVEN.search(line):
             for key, value in _values(match["keys"], (*_ARGUMENTS, *_UNREAD)):
                 if key in _UNREAD:
-                    unread[key] = None
+                    unread |= {key: None} if value not in ("0", "0.0", "{") else {}  # "{" of "{}"
                 else:
                     given.setdefault(key, value)
         elif match := _BLOCKS.search(line):
@@ -98,6 +98,8 @@ def read(lines: Iterable[str]) -> Stated:
             if key not in figures and (match := pattern.search(line)):
                 figures[key] = match[1]
     engine = {**figures, **given, **made}
+    if engine.get("enable_lora") != "True":  # a list of all arguments has them all the same
+        engine = {key: value for key, value in engine.items() if not key.startswith("max_lora")}
     release = _RELEASE.match(version or banner or "")
     return Stated(
         version=release[0] if release else None,
