@@ -36,6 +36,8 @@ _TOKENS = re.compile(r"KV cache size: (\d[\d,]{0,18}) tokens", re.ASCII)
 _CONCURRENCY = re.compile(
     r"Maximum concurrency for (\d[\d,]{0,18}) tokens per request: (\d+(?:\.\d+)?)x", re.ASCII
 )
+# vLLM asks for its budget before it loads anything (request_memory, vllm/v1/worker/utils.py).
+_NOT_FREE = re.compile(r"Free memory on device .* is less than desired GPU memory utilization")
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|OutOfMemory|MemoryError|can't allocate memory|signal 9\b|exit code: -9\b", re.IGNORECASE
 )
@@ -297,8 +299,11 @@ def _rungs(record: RunRecord, kv: KvPool, load: LoadFigures) -> Iterator[Rung]:
         granted = kv.num_blocks is not None or kv.tokens is not None
         reached = (str(Phase.WEIGHTS_LOADED) in record.marks or started, granted or started, started)
         for name, holds in zip((RungName.LOADS, RungName.ADMITS, RungName.STARTS), reached, strict=True):
-            if holds or record.outcome in ("refused_at_start", "hung_at_start"):
-                yield Rung(name, holds, reason="" if holds else reason)
+            if name == RungName.LOADS and not holds and _NOT_FREE.search(reason):
+                yield Rung(name, None, reason=f"refused before the weights were loaded: {reason}")
+            elif holds or record.outcome in ("refused_at_start", "hung_at_start"):
+                limit = Term.RUNTIME_AT_INIT if name == RungName.ADMITS and _NOT_FREE.search(reason) else None
+                yield Rung(name, holds, limited_by=limit, reason="" if holds else reason)
             else:
                 yield Rung(name, None, reason=f"the run ended before it could be seen: {record.outcome}")
     yield _holds(record, kv, load, started)

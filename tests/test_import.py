@@ -326,3 +326,17 @@ def test_a_huge_log_is_read_by_its_ends(tmp_path: Path) -> None:
     assert found.kv.tokens == 1_013_168
     kept = next((tmp_path / "huge").glob("*/engine.log"))
     assert kept.stat().st_size < 9 * 2**20 < path.stat().st_size
+
+
+
+def test_memory_that_was_not_free_fails_the_grant_and_says_nothing_of_the_weights(tmp_path: Path) -> None:
+    log = written(
+        tmp_path,
+        "INFO 03-01 10:00:00 [core.py:77] Initializing a V1 LLM engine (v0.19.0) with config: "
+        "model='meta-llama/Llama-3.1-8B-Instruct', dtype=torch.bfloat16, max_seq_len=8192, tensor_parallel_size=1",
+        "ERROR 03-01 10:00:09 [core.py:700] ValueError: Free memory on device cuda:0 (60.87/79.19 GiB) on startup is "
+        "less than desired GPU memory utilization (0.95, 75.23 GiB). Decrease GPU memory utilization.",
+    )
+    found = account(log, tmp_path / "out")
+    loads, admits, *_ = found.rungs
+    assert (loads.holds, admits.holds, admits.limited_by) == (None, False, Term.RUNTIME_AT_INIT)
