@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -24,7 +26,7 @@ from harness.commands.paging import paging
 from harness.commands.report import report
 from harness.commands.run import run
 from harness.commands.schema import schema
-from harness.errors import EXIT_INTERRUPTED, LoadfitError
+from harness.errors import EXIT_INTERRUPTED, EXIT_MACHINE, LoadfitError
 
 EXIT_BUG = 70
 EXIT_PIPE = 141  # as a shell tells of SIGPIPE: no verdict, neither 0 nor 1
@@ -56,6 +58,8 @@ for command in (
 
 def main(argv: list[str] | None = None) -> Any:
     """Run ``bench``; ends the process with its exit code."""
+    # A stream that the shell closed (`>&-`) is None.
+    sys.stdout, sys.stderr = (stream or Path(os.devnull).open("w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that has no bars or dashes gets question marks
             stream.reconfigure(errors="replace")
@@ -74,15 +78,31 @@ def main(argv: list[str] | None = None) -> Any:
         code = EXIT_INTERRUPTED
     except (BrokenPipeError, SystemExit):
         # The reader of our output has gone, as `head` does; click and rich make a SystemExit of it.
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         code = EXIT_PIPE
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            code = _fault(error)
+        else:
+            _drop_output()
+            _say(f"the output can't be written: {error.strerror}")
+            code = EXIT_MACHINE
     except Exception as error:
-        if os.environ.get("LOADFIT_DEBUG"):
-            raise
-        _say(f"a fault of bench itself: {type(error).__name__}: {error} (LOADFIT_DEBUG=1 shows where)")
-        code = EXIT_BUG
+        code = _fault(error)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _drop_output() -> None:
+    """What is still buffered goes nowhere, so that the interpreter's last flush does not fail as well."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _fault(error: Exception) -> int:
+    if os.environ.get("LOADFIT_DEBUG"):
+        raise error
+    _say(f"a fault of bench itself: {type(error).__name__}: {error} (LOADFIT_DEBUG=1 shows where)")
+    return EXIT_BUG
 
 
 def _say(text: str) -> None:

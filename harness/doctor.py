@@ -133,9 +133,9 @@ def _engine() -> Iterator[Check]:
         return
     kind = "the CPU build: rehearsals, and models on this computer" if found.cpu_build else "for GPUs"
     yield Check("vLLM", f"{found.version} ({found.distribution}), {kind}", True)
-    checked = catalog.checked_version()
-    if tuple(map(int, re.findall(r"\d+", found.version)[:2])) > catalog.version_key(checked)[:2]:
-        yield Check("vLLM's rules", f"predictions use those read in {checked}", None)
+    version = ".".join(re.findall(r"\d+", found.version)[:2])
+    if catalog.version_key(version) > catalog.version_key(catalog.checked_version()):
+        yield Check("vLLM's rules", f"predictions use those read in {catalog.rules_of(version)}", None)
     known = arguments.known()
     lacking = [name for name in vllm.probe_arguments() if known is not None and name not in known]
     if lacking:

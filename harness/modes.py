@@ -235,22 +235,18 @@ def _measured(scenario: Scenario, prediction: Account, engine: vllm.Installed, s
         "enforce_eager": scenario.engine.enforce_eager,
         "dtype": scenario.engine.dtype,
         "kv_cache_dtype": scenario.engine.kv_cache_dtype,
-        **_stated(scenario, ("kv_cache_memory_bytes", "num_gpu_blocks_override", "gpu_memory_utilization")),
-        **scenario.engine.arguments,
     }
+    given |= {name: value for name, value in _changed(scenario).items() if name not in given}
     if made_up:
         given |= {"load_format": "dummy", "skip_tokenizer_init": True}
+    given, left_out = _understood(given, scenario, engine)
     plan = vllm.ServerPlan(
         folder, scratch, given, environment={"HF_HUB_OFFLINE": "1"},
         trust_remote_code=scenario.engine.trust_remote_code,
     )  # fmt: skip
-    return Session(Mode.MEASURED, plan, prediction, int(config["vocab_size"]), not made_up, engine)
-
-
-def _stated(scenario: Scenario, names: tuple[str, ...]) -> Arguments:
-    """The keys among ``names`` that the scenario gives."""
-    values = ((name, getattr(scenario.engine, name)) for name in names)
-    return {name: value for name, value in values if value is not None}
+    return Session(
+        Mode.MEASURED, plan, prediction, int(config["vocab_size"]), not made_up, engine, notes=tuple(left_out)
+    )
 
 
 def _weights_folder(scenario: Scenario) -> Path | None:

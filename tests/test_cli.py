@@ -256,6 +256,16 @@ def test_a_reader_that_has_gone_is_no_fault(arguments: list[str], tmp_path: Path
     assert "Traceback" not in told and "BrokenPipe" not in told
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize(("into", "code", "said"), [
+    (">/dev/full", 3, "bench: the output can't be written: No space left on device\n"), (">&-", 0, ""),
+])  # fmt: skip
+def test_output_that_cannot_be_written_is_told_in_a_line(into: str, code: int, said: str) -> None:
+    command = ["/bin/sh", "-c", f"exec {sys.executable} -m harness gpus {into}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (code, said)
+
+
 def test_a_fault_of_our_own_is_one_line_and_its_own_code(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     from harness import cli as module
 

@@ -33,7 +33,8 @@ def two_h100s(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def scenario(**changes: Any) -> Scenario:
     engine = {**BASE["engine"], **changes.pop("engine", {})}  # type: ignore[dict-item]
-    return parse_scenario(json.dumps({**BASE, **changes, "engine": engine}), "plan.yaml", Path())
+    given = {k: v for k, v in {**BASE, **changes, "engine": engine}.items() if v is not None}
+    return parse_scenario(json.dumps(given), "plan.yaml", Path())
 
 
 def session(**changes: Any) -> modes.Session:
@@ -123,6 +124,27 @@ def test_a_key_that_an_older_vllm_does_not_know_is_refused_by_name(monkeypatch: 
     assert session().notes == ("vLLM 0.32.0 has no --disable-uvicorn-access-log: left out.",)
     with pytest.raises(MachineError, match=r"engine.watermark: vLLM 0.32.0 here has no --watermark"):
         session(engine={"watermark": 0.1})
+
+
+def on_this_computer(**engine: Any) -> modes.Session:
+    asked = scenario(gpu=None, device="cpu", engine={"kv_cache_memory_bytes": "4 GiB", **engine})
+    made = modes.prepare(modes.Mode.MEASURED, asked, predict(asked))
+    made.close()
+    return made
+
+
+@pytest.mark.skipif(vllm.installed() is None, reason="needs vLLM")
+def test_on_this_computer_every_key_reaches_vllm_too() -> None:
+    engine = {
+        "speculative_config": {"method": "ngram", "num_speculative_tokens": 3}, "language_model_only": True,
+        "mamba_ssm_cache_dtype": "float32", "num_gpu_blocks_override": 500, "arguments": {"seed": 7},
+    }  # fmt: skip
+    read = parsed(on_this_computer(**engine))
+    assert (read.speculative_config, read.seed) == (engine["speculative_config"], 7)
+    assert (read.mamba_ssm_cache_dtype, read.language_model_only) == ("float32", True)
+    assert (read.kv_cache_memory_bytes, read.num_gpu_blocks_override) == (4 << 30, 500)
+    with pytest.raises(MachineError, match=r"engine.arguments.made_up: vLLM \S+ here has no --made-up"):
+        on_this_computer(arguments={"made_up": 1})
 
 
 @pytest.mark.parametrize("name", ["port", "middleware", "worker_extension_cls", "kv_transfer_config", "api_key"])

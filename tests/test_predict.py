@@ -238,6 +238,8 @@ def test_the_configs_own_quantization_is_read_or_refused(given_config: Any, name
          "Bfloat16 is only supported on GPUs"),
         (lambda: scenario("llama-3.1-8b", engine="max_num_seqs: 512, max_num_batched_tokens: 256"),
          "max_num_batched_tokens (256) must be greater than or equal to max_num_seqs (512)."),
+        (lambda: scenario("llama-3.1-8b", engine="enable_expert_parallel: true"),
+         "Number of experts in the model must be greater than 0 when expert parallelism is enabled."),
         (lambda: scenario("llama-3.1-8b", engine="vllm: '0.6.3'"), "versions before 0.6.4"),
         (lambda: scenario("llama-3.1-8b", gpu="name: h100, count: 64"),
          "must be divisible by tensor parallel size"),
@@ -248,6 +250,12 @@ def test_what_vllm_would_refuse_is_one_usage_error(build: Any, said: str):
     with pytest.raises(UsageError) as caught:
         predict(build())
     assert said in str(caught.value)
+
+
+def test_a_step_holds_a_whole_prompt_where_prompts_are_not_cut():
+    # Source: _set_default_max_num_seqs_and_batched_tokens_args, vllm/engine/arg_utils.py, 0.32.
+    whole = scenario("llama-3.1-8b", gpu="name: l4", engine="enable_chunked_prefill: false")
+    assert settings(whole).max_num_batched_tokens == 8192  # 2,048 where they are
 
 
 def test_a_window_shrinks_what_a_request_takes():

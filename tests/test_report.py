@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from rich.console import Console
 
 import harness
 from harness import store
@@ -38,6 +40,19 @@ def test_a_terminal_report_fits_100_columns(run: str) -> None:
     lines = rendered(run, "txt").splitlines()
     assert max(map(len, lines)) <= 100
     assert not any(line != line.rstrip() for line in lines)
+
+
+@pytest.mark.parametrize("width", [48, 60, 80])
+@pytest.mark.parametrize("run", RUNS)
+def test_no_word_is_broken_on_a_narrow_terminal(run: str, width: int) -> None:
+    screen = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    report = build(understand(store.read(REFERENCE / run)))
+    text.show(report, screen)
+    shown = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, shown.splitlines())) <= width
+    words = set(shown.split())
+    for table in (section.table for section in report.sections if section.table):
+        assert {w for row in table.rows for cell in row[:1] for w in cell.split()} <= words
 
 
 @pytest.mark.parametrize("run", RUNS)

@@ -128,3 +128,13 @@ def test_graphs_took_less_before_0_12():
         for v in ("0.11", "0.12")
     )
     assert old == round(0.32 * GIB) and new is not None and new > 2 * old
+
+
+def test_which_rules_predict_a_version_is_told() -> None:
+    def told(version: str) -> list[str]:
+        return [n for n in predict(scenario("llama-3.1-8b", engine=f"vllm: '{version}'")).notes if "rules read" in n]
+
+    assert told("0.32") == told("0.19") == []
+    assert told("0.32.1") == ["vLLM 0.32.1 is predicted with the rules read in 0.32."]
+    changed = "is predicted with the rules read in 0.32 and the changes read in 0.33."
+    assert told("0.33") == [f"vLLM 0.33 {changed}"] and told("0.99") == [f"vLLM 0.99 {changed}"]

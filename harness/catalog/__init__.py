@@ -21,6 +21,7 @@ from harness.catalog.engines import (
     engine_defaults,
     last_with_class,
     oldest_version,
+    rules_of,
     version_key,
 )
 from harness.catalog.gpus import Gpu, gpu, gpus, mig_profiles, mig_slice, unknown
@@ -33,7 +34,7 @@ __all__ = [
     "CHECKED", "DEFAULT_VLLM", "CpuRuntime", "EngineDefaults", "Gpu", "V2Runner", "WeightFormat", "checked_version",
     "cpu_batch_defaults", "cpu_runtime", "engine_defaults", "gpu", "gpus", "knows_model", "last_with_class",
     "mig_profiles", "mig_slice", "model_config", "model_facts", "model_names", "oldest_version", "refusal",
-    "refused_models", "version_key", "weight_format", "weight_format_names",
+    "refused_models", "rules_of", "version_key", "weight_format", "weight_format_names",
 ]  # fmt: skip
 
 

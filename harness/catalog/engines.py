@@ -86,6 +86,13 @@ def checked_version() -> str:
     return str(_data()["checked"])
 
 
+def rules_of(version: str) -> str:
+    """Where the rules that predict ``version`` were read: "0.32", or "0.32 and the changes read in 0.33"."""
+    checked, asked = checked_version(), version_key(version)
+    later = [v for v in _data()["versions"] if version_key(checked) < version_key(v) <= asked]
+    return f"{checked} and the changes read in {', '.join(sorted(later, key=version_key))}" if later else checked
+
+
 def oldest_version() -> str:
     """The oldest vLLM whose profile run is modelled."""
     return str(_data()["oldest"])

@@ -136,7 +136,7 @@ def _notes(
             "history."
         )
     if catalog.version_key(chosen.vllm) > catalog.version_key(catalog.checked_version()):
-        notes.append(f"vLLM {chosen.vllm} is predicted with the rules read in {catalog.checked_version()}.")
+        notes.append(f"vLLM {chosen.vllm} is predicted with the rules read in {catalog.rules_of(chosen.vllm)}.")
     elif catalog.version_key(chosen.vllm) < (0, 30) and given.refusal is not None:
         notes.append("The refusal is worded as in vLLM 0.32; older versions say the same in other words.")
     return notes

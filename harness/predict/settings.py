@@ -120,6 +120,8 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
     sees, tower_ranks = _tower(scenario, architecture, tp)
     dp, asked = engine.data_parallel_size, engine.speculative_config
     architecture.check_split(tp, pp, tower_ranks if sees else 1, 1 if engine.enable_expert_parallel else tp * dp)
+    if engine.enable_expert_parallel and architecture.mixture is None:
+        raise UsageError("Number of experts in the model must be greater than 0 when expert parallelism is enabled.")
     check_context_split(architecture, tp, engine.decode_context_parallel_size)
     defaults = _defaults(scenario, gpu)
     if defaults.engine == "v0" and architecture.mla is not None:
@@ -274,6 +276,8 @@ def _batch(scenario: Scenario, defaults: EngineDefaults, max_model_len: int) -> 
     if defaults.engine == "v0":
         default_tokens = _v0_tokens(scenario, defaults, max_model_len)
     else:
+        if not engine.enable_chunked_prefill:  # a prompt is then read in one step
+            default_tokens = max(max_model_len, default_tokens)
         default_tokens = min(seqs * max_model_len, default_tokens)
     tokens = engine.max_num_batched_tokens or default_tokens
     if engine.max_num_seqs is None:

@@ -18,8 +18,8 @@ _STYLES = {"yes": "green", "NO": "bold red", "equal": "green"}
 def show(report: Report, console: Console) -> None:
     """Print ``report``."""
     if console.is_terminal:
-        narrow = console.width < WIDTH - 5
-        console.print(_layout(report, narrow=narrow), width=min(WIDTH, console.width), highlight=False)
+        width = min(WIDTH, console.width)
+        console.print(_layout(report, width), width=width, highlight=False)
     else:
         console.file.write(render(report))
 
@@ -32,11 +32,11 @@ def render(report: Report) -> str:
     return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
 
 
-def _layout(report: Report, *, narrow: bool = False) -> RenderableType:
+def _layout(report: Report, width: int = WIDTH) -> RenderableType:
     parts: list[RenderableType] = [Text(report.title, style="bold"), *(Text(line) for line in report.lead)]
     for section in report.sections:
         parts += ["", Text(section.title, style="bold")]
-        parts += _body(section, narrow)
+        parts += _body(section, width)
     if report.expectation_met is not None:
         parts.append("")
         if report.expectation_met:
@@ -46,23 +46,43 @@ def _layout(report: Report, *, narrow: bool = False) -> RenderableType:
     return Group(*parts)
 
 
-def _body(section: Section, narrow: bool) -> list[RenderableType]:
+def _body(section: Section, width: int) -> list[RenderableType]:
     parts: list[RenderableType] = []
     if section.sentences:
         joined = " ".join if section.flowing else "\n".join
         parts.append(Padding(Text(joined(section.sentences)), (0, 0, 0, 2), expand=False))
     if section.table:
-        parts.append(Padding(_table(section.table, narrow), (0, 0, 0, 2), expand=False))
+        parts.append(Padding(_table(section.table, width - 2), (0, 0, 0, 2), expand=False))
     parts += [Padding(Text(line), (0, 0, 0, 2), expand=False) for line in section.quoted]
     return parts
 
 
-def _table(table: Table, narrow: bool) -> RichTable:
+def _table(table: Table, width: int) -> RenderableType:
+    shown = [i for i in range(len(table.columns)) if not (width < WIDTH - 7 and i == table.droppable)]
+    if _least(table, shown) > width:
+        return _stacked(table, shown)
     rich = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
-    shown = [i for i in range(len(table.columns)) if not (narrow and i == table.droppable)]
     for i in shown:
         name, left = table.columns[i], i in table.left
         rich.add_column(name, justify="left" if left else "right", overflow="fold", no_wrap=not left)
     for row in table.rows:
         rich.add_row(*(Text(row[i], style=_STYLES.get(row[i], "")) for i in shown))
     return rich
+
+
+def _least(table: Table, shown: list[int]) -> int:
+    """Columns of text that the table takes at least: left columns break between words, the others nowhere."""
+    columns = ((i in table.left, (table.columns[i], *(row[i] for row in table.rows))) for i in shown)
+    pieces = ([w for cell in cells for w in (cell.split() if left else [cell])] for left, cells in columns)
+    return sum(max(map(len, words), default=0) for words in pieces) + 3 * (len(shown) - 1)
+
+
+def _stacked(table: Table, shown: list[int]) -> Text:
+    """What no narrow terminal has room for side by side: a line for each cell that says something."""
+    text = Text()
+    for row in table.rows:
+        text.append(f"{row[shown[0]]}\n", style="bold")
+        for i in (i for i in shown[1:] if row[i]):
+            text.append(f"  {table.columns[i]}: ").append(f"{row[i]}\n", style=_STYLES.get(row[i], ""))
+    text.rstrip()
+    return text
