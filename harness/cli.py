@@ -59,7 +59,7 @@ for command in (
 def main(argv: list[str] | None = None) -> Any:
     """Run ``bench``; ends the process with its exit code."""
     # A stream that the shell closed (`>&-`) is None.
-    sys.stdout, sys.stderr = (stream or Path(os.devnull).open("w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
+    sys.stdout, sys.stderr = (s or Path(os.devnull).open("w") for s in (sys.stdout, sys.stderr))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that has no bars or dashes gets question marks
             stream.reconfigure(errors="replace")
