@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from harness.errors import UsageError
 from harness.modes import _scheduler_arguments, limits_of
 from harness.predict import predict
+from harness.predict.simulated import step_time_of
 from harness.scenario import Load, load_scenario, longest_request
 from harness.simulate import Limits, Point, Simulation, driver, holds, simulate
 from harness.simulate.step_time import TIMELESS, StepTime
@@ -113,8 +114,8 @@ def test_shipped_loads(path: Path) -> None:
         pytest.skip("the prediction grants no pool to run the load in")
     if (account.load.steps or 0) > 30_000:
         pytest.skip(f"{account.load.steps:,} steps take vLLM's scheduler too long for a test")
-    simulation = against_vllm(scenario.load, limits_of(scenario, account.kv))
-    assert simulation.figures == account.load
+    simulation = against_vllm(scenario.load, limits_of(scenario, account.kv), step_time_of(scenario))
+    assert simulation.figures == replace(account.load, goodput_per_s=None)  # against_vllm knows no SLO
 
 
 def lengths(most: int) -> st.SearchStrategy[Any]:
@@ -318,7 +319,7 @@ def test_the_options_of_a_scenario_reach_the_simulation_and_the_server() -> None
     plain, chosen = (load_scenario(SCENARIOS / "70b_8k_int4.yaml", s) for s in ([], changed))
     limits = limits_of(chosen, predict(chosen).kv)
     assert {k: getattr(limits, k) for k in OPTIONS} == OPTIONS
-    assert chosen.load and predict(chosen).load == simulate(chosen.load, limits).figures
+    assert chosen.load and predict(chosen).load == simulate(chosen.load, limits, step_time_of(chosen)).figures
     assert OPTIONS.items() <= _scheduler_arguments(limits).items()
     # A server of another version need not know an option that nobody asked for.
     assert "watermark" not in _scheduler_arguments(limits_of(plain, predict(plain).kv))
