@@ -32,6 +32,8 @@ _STARTED = re.compile(
 )
 _DEAD = re.compile(r"EngineDeadError|fatal error|died unexpectedly|[Ee]ngine process failed|engine is dead")
 _BEGINS = re.compile(r"non-default args: \{|args: Namespace\(")
+# What containers and their runtimes put before a line: "vllm-1  | ", "2026-04-22T00:03:46.123Z ".
+_PREFIX = re.compile(r"^(?:[\w./-]{1,80} +\| ?|\d{4}-\d\d-\d\dT[\d:.,]{5,30}(?:Z|[+-]\d\d:?\d\d)? +)+", re.ASCII)
 _TIME = re.compile(r"\b(?:INFO|WARNING|ERROR|DEBUG) (\d\d)-(\d\d) (\d\d):(\d\d):(\d\d)\b", re.ASCII)
 _VLLM = re.compile(r"vllm|LLM engine|KV cache|GPU blocks|Model loading took|weights took", re.IGNORECASE)
 # Values that give access: after a name that says so, or by their own form.
@@ -69,7 +71,7 @@ def masked(line: str) -> str:
 
 def read(path: Path) -> Start:
     """The last start in the log ``path``, of a huge one by its beginning and its end. Raises UsageError, one line."""
-    lines = [masked(line) for line in _lines(path)]
+    lines = [masked(_PREFIX.sub("", line)) for line in _lines(path)]
     begins = [n for n, line in enumerate(lines) if _BEGINS.search(line)]
     own = lines[begins[-1] :] if len(begins) > 1 else lines
     stated = log_config.read(own if len(begins) < 2 else [*own, *lines[: begins[0]]])

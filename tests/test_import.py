@@ -154,6 +154,12 @@ def test_v1_0_8_of_two_ranks_that_state_their_own_pools(tmp_path: Path) -> None:
     assert sizes(found)["total"] is None  # and what is stated makes no total
 
 
+@pytest.mark.parametrize("prefix", ["vllm-1  | ", "2026-04-22T00:03:46.123456Z ", "node/pod | 2026-04-22T00:03:46Z "])
+def test_what_a_container_puts_before_each_line(prefix: str, tmp_path: Path) -> None:
+    path = written(tmp_path, *(prefix + line for line in (LOGS / "v1_0.8.5.log").read_text().splitlines()))
+    assert imported.read(path).lines == imported.read(LOGS / "v1_0.8.5.log").lines
+
+
 def test_v1_0_33(tmp_path: Path) -> None:
     found = account(LOGS / "v1_0.33.log", tmp_path)
     assert (found.kv.tokens, found.kv.max_concurrency) == (1_013_168, 123.68)
