@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
+from math import prod
+
 import pytest
 
 from harness import catalog
-from harness.architecture import from_config
+from harness.architecture import from_config, mtp
 from harness.errors import ScenarioError, UsageError
 from harness.ledger import RungName, Term
-from harness.predict import predict, settings
+from harness.predict import kv_cache, predict, settings
 from harness.predict.kv_cache import bytes_per_token
-from harness.predict.kv_groups import groups
+from harness.predict.kv_groups import groups, with_draft
+from harness.predict.quantization import own_quantization
 from harness.predict.weights import draft_weights, tensors
 from harness.scenario import Scenario, parse_scenario
-from tests.test_vllm_planner import ours
-from tests.vllm_oracle import Specs, Vllm, as_specs, vllm_on_meta
+from tests.hybrid_configs import CONFIGS
+from tests.test_vllm_planner import ours, shallow
+from tests.vllm_oracle import Specs, Vllm, as_one_of, as_specs, build, build_drafter, layer_specs, vllm_on_meta
 
 DRAFT = "speculative_config: {model: llama-3.2-1b, num_speculative_tokens: 5}"
+MTP = "speculative_config: {method: mtp, num_speculative_tokens: 2}"
 NGRAM = "speculative_config: {method: ngram, num_speculative_tokens: 5}"
 
 
@@ -52,7 +58,7 @@ def test_its_layers_are_in_the_pool_by_hand():
 
 @pytest.fixture(scope="module")
 def vllm(tmp_path_factory: pytest.TempPathFactory):
-    with vllm_on_meta(tmp_path_factory.mktemp("draft"), catalog.model_config("llama-3.2-1b")) as found:
+    with vllm_on_meta(tmp_path_factory.mktemp("draft"), catalog.model_config("qwen3-30b-a3b")) as found:
         yield found
 
 
@@ -118,6 +124,9 @@ def test_more_proposals_than_the_profile_checks_may_not_be_held():
     ("speculative_config: {model: llama-3.2-1b}", "0.19", "num_speculative_tokens"),
     ("speculative_config: {method: ngram, model: llama-3.2-1b, num_speculative_tokens: 5}", "0.19", "no model"),
     ("speculative_config: {method: eagle, model: x, num_speculative_tokens: 5}", "0.19", "draft_model"),
+    ("speculative_config: {method: mtp, model: llama-3.2-1b, num_speculative_tokens: 5}", "0.19", "own checkpoint"),
+    (MTP, "0.16", "MTP layers are modelled from vLLM 0.17 on"),
+    (f"{MTP}, pipeline_parallel_size: 2", "0.19", "MTP layers beside pipeline stages"),
     ("speculative_config: {model: lama-3.2-1b, num_speculative_tokens: 5}", "0.19", "unknown model"),
     (DRAFT, "0.14", "0.15"),
     (f"{DRAFT}, pipeline_parallel_size: 2", "0.19", "pipeline stages"),
@@ -130,3 +139,124 @@ def test_what_does_not_go_together(engine: str, vllm: str, words: str):
 def test_another_vocabulary_is_refused_in_vllms_words():
     with pytest.raises(UsageError, match=r"same vocabulary size. Target model vocab_size=152064\. .*=128256"):
         settings(scenario(model="qwen2.5-7b"))
+
+
+# -- the model's own MTP layers --------------------------------------------------------------------
+
+
+PREDICTING = (
+    "deepseek-v3", "deepseek-v3.2", "zai-org/GLM-5.2", "glm-4.5", "glm-4.5-air", "qwen3-next-80b-a3b", "qwen3.5-9b",
+    "Qwen/Qwen3.5-35B-A3B",
+)  # fmt: skip
+SHARED = ("embed_tokens.weight", "lm_head.weight", "shared_head.head.weight")  # dropped for the decoder's once loaded
+PROPOSING = {"max_model_len": 4096, "speculative_config": {"method": "mtp", "num_speculative_tokens": 2}}
+
+
+def with_mtp(model: str, tp: int = 1, more: str = "", vllm: str = "0.32"):
+    """(config without quantization, architecture, settings)"""
+    engine = f"tensor_parallel_size: {tp}, max_model_len: 4096, block_size: 16, {MTP}{more}"
+    read = scenario(engine, vllm, model, gpus=tp)
+    architecture = from_config(read.config())
+    return shallow(catalog.model_config(model), architecture), architecture, settings(read, architecture)
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+@pytest.mark.parametrize("model", PREDICTING)
+def test_mtp_layers_hold_what_vllms_own_class_makes(vllm: Vllm, model: str, tp: int):
+    config, _, chosen = with_mtp(model, tp)
+    with as_one_of(tp):
+        made = build_drafter(vllm.configured(config, **PROPOSING)).named_parameters()
+    theirs = {name: p.numel() for name, p in made if not name.endswith(SHARED)}
+    drafter = chosen.draft.architecture if chosen.draft else None
+    assert drafter is not None
+    parts = [c for c in drafter.components if c.held and c.name != "W_UK_T, W_UV"]  # these are made once loaded
+    assert sum(prod(c.on_rank(tp)) * drafter.copies(c) for c in parts) == sum(theirs.values()) > 0
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+@pytest.mark.parametrize("prefix_caching", [True, False])
+@pytest.mark.parametrize("model", PREDICTING)
+def test_mtp_layers_are_in_the_pool_as_in_vllm(vllm: Vllm, model: str, prefix_caching: bool, tp: int):
+    more = f", enable_prefix_caching: {str(prefix_caching).lower()}"
+    config, architecture, chosen = with_mtp(model, tp, more)
+    _, own = build(vllm, config, **PROPOSING, enable_prefix_caching=prefix_caching)
+    build_drafter(own)
+    specs = layer_specs(own, 16, tp)
+    assert len(specs) == sum(len(caches) for caches in with_draft(architecture, chosen).kv_layers)
+    block, needed = (f(architecture, chosen, *more) for f, more in (
+        (kv_cache.bytes_per_block, ()), (kv_cache.request_blocks, (4096,))
+    ))  # fmt: skip
+    for available in (block, block * needed, block * (needed + 1), block * needed * 10 + 12345):
+        expected = vllm.plan(
+            [specs], [available], 4096, in_flight=chosen.in_flight_tokens, prefix_caching=prefix_caching
+        )
+        assert ours(architecture, chosen, available) == expected
+
+
+def test_the_mtp_layer_of_deepseek_v3_by_hand():
+    # A layer with experts, as it has 58 of them, and a projection of 14,336 to 7,168 with two norms.
+    _, architecture, chosen = with_mtp("deepseek-v3")
+    whole = sum(c.elements for c in architecture.components if c.counted and c.layers is None and c.place == "layer")
+    routed = sum(c.elements for c in architecture.components if c.counted and c.layers and 60 in c.layers)
+    assert chosen.draft is not None
+    assert chosen.draft.architecture.parameters == whole + routed + 2 * 7168**2 + 3 * 7168 == 11_610_067_968
+    assert chosen.draft.quantization.name == "fp8-block"
+    assert bytes_per_token(architecture, chosen) == 62 * 576 * 2
+
+
+@pytest.mark.parametrize("model", ["nvidia/GLM-5.2-NVFP4", "nvidia/Qwen3.5-397B-A17B-NVFP4", "nvidia/DeepSeek-V3.1-NVFP4"])
+def test_a_checkpoint_may_leave_its_mtp_layers_unquantized(model: str):
+    config = catalog.model_config(model)
+    assert own_quantization(config, from_config(config)).main.name == "nvfp4"
+    assert own_quantization(config, mtp(config)).name == "bf16"
+
+
+def test_older_names_of_mtp_are_the_same():
+    runs = [
+        predict(scenario(f"tensor_parallel_size: 8, {MTP.replace('mtp', name)}", "0.32", "deepseek-v3", gpus=8))
+        for name in ("mtp", "deepseek_mtp")
+    ]
+    assert runs[0].ledger == runs[1].ledger
+    assert "the MTP layers' " in next(e.source for e in runs[0].ledger.entries if e.term == Term.WEIGHTS)
+
+
+@pytest.mark.parametrize(("model", "engine", "words"), [
+    ("llama-3.1-8b", MTP, "the MTP layers of LlamaForCausalLM are not modelled .known: DeepseekV3ForCausalLM"),
+    ("kimi-k2", MTP, "the model has no MTP layers .num_nextn_predict_layers of its config"),
+    ("nvidia/NVIDIA-Nemotron-3-Ultra-550B-A55B-BF16", MTP, "the MTP layers of NemotronHForCausalLM are not modelled"),
+])  # fmt: skip
+def test_mtp_layers_that_are_not_known_are_refused(model: str, engine: str, words: str):
+    with pytest.raises(UsageError, match=words):
+        settings(scenario(engine, "0.32", model))
+
+
+def test_layers_take_turns_so_the_tokens_must_come_out_even():
+    config = {**catalog.model_config("deepseek-v3"), "num_nextn_predict_layers": 2}
+    three = MTP.replace("2}", "3}")
+    with pytest.raises(UsageError, match=r"num_speculative_tokens:3 must be divisible by n_predict=2"):
+        settings(scenario(three, "0.32", json.dumps(config)))
+
+
+@pytest.mark.parametrize("prefix_caching", [True, False])
+@pytest.mark.parametrize("name", ["nemotron-h", "granite-4", "falcon-h1", "qwen3-next"])
+def test_each_proposed_token_has_a_state_of_its_own(vllm: Vllm, name: str, prefix_caching: bool):
+    config, caching = CONFIGS[name], f"enable_prefix_caching: {str(prefix_caching).lower()}"
+    read = scenario(f"max_model_len: 512, block_size: 16, {caching}, {NGRAM}", "0.32", json.dumps(config))
+    architecture = from_config(config)
+    chosen = settings(read)
+    _, own = build(
+        vllm, shallow(config, architecture), max_model_len=512, enable_prefix_caching=prefix_caching,
+        speculative_config={"method": "ngram", "num_speculative_tokens": 5},
+    )  # fmt: skip
+    specs = layer_specs(own, 16)
+    needed = kv_cache.request_blocks(architecture, chosen, 512) * kv_cache.bytes_per_block(architecture, chosen)
+    for available in (needed, needed * 2, needed * 10 + 12345):
+        expected = vllm.plan(
+            [specs], [available], 512, in_flight=chosen.in_flight_tokens, prefix_caching=prefix_caching
+        )
+        assert ours(architecture, chosen, available) == expected
+
+
+def test_states_that_are_not_known_beside_proposals_are_refused():
+    with pytest.raises(UsageError, match="the states of KimiLinearForCausalLM beside it are not modelled"):
+        settings(scenario(NGRAM, "0.32", json.dumps(CONFIGS["kimi-linear"])))

@@ -187,15 +187,24 @@ def without_torchvision() -> Iterator[None]:
 
 def build(vllm: Vllm, config: dict[str, Any], **arguments: Any) -> tuple[Any, Any]:
     """(vLLM's own model of ``config`` on the meta device, its configuration)."""
+    own = vllm.configured(config, **arguments)
+    return _initialized(own, own.model_config), own
+
+
+def build_drafter(own: Any) -> Any:
+    """vLLM's own drafter of a configuration, beside the model that was built of it."""
+    return _initialized(own, own.speculative_config.draft_model_config)
+
+
+def _initialized(own: Any, model_config: Any) -> Any:
     import torch
     from vllm.config import set_current_vllm_config
     from vllm.model_executor.model_loader.utils import initialize_model
 
-    own = vllm.configured(config, **arguments)
     with set_current_vllm_config(own), torch.device("meta"):
         torch.set_default_dtype(own.model_config.dtype)
         try:
-            return initialize_model(vllm_config=own), own
+            return initialize_model(vllm_config=own, model_config=model_config)
         finally:
             torch.set_default_dtype(torch.float32)
 
@@ -280,12 +289,14 @@ def as_spec(layer: KvLayer, chosen: Settings) -> Any:
 
     tp, size, dtypes = chosen.tensor_parallel_size, chosen.block_size, {1: torch.uint8, 2: torch.float16}
     if layer.state is not None:
-        page = layer.state.bytes_on_rank(tp, chosen.dtype_bytes, chosen.state_dtype_bytes)
+        proposed = chosen.num_speculative_tokens
+        page = layer.state.bytes_on_rank(tp, chosen.dtype_bytes, chosen.state_dtype_bytes, proposed)
         tokens = size if chosen.enable_prefix_caching else chosen.max_model_len
         mode = "align" if chosen.enable_prefix_caching else "none"
         return MambaSpec(
             block_size=tokens, shapes=((page,),), dtypes=(torch.uint8,), mamba_cache_mode=mode,
             num_prefill_checkpoint_blocks=int(layer.state.kernel in chosen.state_checkpoints),
+            num_speculative_blocks=proposed,
         )  # fmt: skip
     heads = layer.heads_on_rank(tp)
     if layer.kind == INDEXER:

@@ -62,6 +62,8 @@ def module_names(component: Component, patterns: Iterable[str] = ()) -> tuple[st
     base = component.name.partition(",")[0].removesuffix(".weight")
     if component.place != "layer":
         return _OUTSIDE.get(base, (base,))
+    if component.root:
+        return tuple(f"{component.root}{{}}.{name}" for name in _MODULES.get(base, (base,)))
     others = [p for p in LAYER_ROOTS[1:] if any(_begins(pattern, p) for pattern in patterns)]
     return tuple(f"{p}{{}}.{name}" for p in (LAYER_ROOTS[0], *others) for name in _MODULES.get(base, (base,)))
 

@@ -18,6 +18,7 @@ class Component:
     ``place``: "layer", "first" or "last" (pipeline stage), "tower" or "projector" (see vision.py, where it is in
     ``times`` equal blocks). ``layers``: which layers have it; None: all of them. ``kind``: what it is, for reading.
     ``least``: the width of a gated expert that ranks which divide it have at least. ``dtype``: None for the model's.
+    ``root``: what a checkpoint puts before its layer's number, where that is no decoder's.
     ``counted``: whether transformers counts it as a parameter; ``held``: whether vLLM makes it.
     """
 
@@ -34,6 +35,7 @@ class Component:
     times: int = 1
     units: tuple[tuple[int, int], ...] = ()
     least: int = 0
+    root: str | None = None
 
     @property
     def elements(self) -> int:

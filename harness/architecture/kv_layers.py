@@ -20,7 +20,8 @@ class State:
     ``conv``: the last inputs of the convolution, in the model's dtype; ``conv_group``: of each of ``groups`` more that
     are copied where ranks don't divide them. ``recurrent``: the state proper, in ``recurrent_dtype``, the config's own
     word for it; None: in the model's dtype. ``kernel``: what runs its prefill, where that may leave a state
-    behind in a block more: "mamba2", "kda", "delta_net"; the engine's version tells whether it does.
+    behind in a block more: "mamba2", "kda", "delta_net"; the engine's version tells whether it does. ``inputs``: how many
+    the convolution keeps, one more for each proposed token; None: not known to be so.
     Source: ``MambaStateShapeCalculator`` of vllm/model_executor/layers/mamba/mamba_utils.py, 0.32.
     """
 
@@ -30,11 +31,17 @@ class State:
     groups: int = 1
     recurrent_dtype: str | None = None
     kernel: str | None = None
+    inputs: int | None = None
 
-    def bytes_on_rank(self, tp: int, dtype_bytes: int, recurrent_bytes: int) -> int:
-        """Bytes on one of ``tp`` ranks; ``recurrent_bytes``: of an element of the recurrent state."""
+    def bytes_on_rank(self, tp: int, dtype_bytes: int, recurrent_bytes: int, proposed: int = 0) -> int:
+        """Bytes on one of ``tp`` ranks; ``recurrent_bytes``: of an element of the recurrent state.
+
+        ``proposed``: tokens that a drafter proposes at once (``num_spec`` in the source).
+        """
         groups = self.groups if self.groups % tp == 0 else tp
         conv = (self.conv + self.conv_group * groups) // tp
+        if proposed and self.inputs:
+            conv = conv // self.inputs * (self.inputs + proposed)
         return conv * dtype_bytes + self.recurrent // tp * recurrent_bytes
 
 

@@ -6,6 +6,7 @@ Source: vllm/model_executor/layers/mamba (mamba_mixer.py, mamba_mixer2.py, short
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from harness.architecture.component import Component
 from harness.architecture.kv_layers import State
@@ -54,7 +55,7 @@ def mamba2(read: Reader, hidden: int) -> Parts:
     ]  # fmt: skip
     if read.flag("mamba_rms_norm", True):
         parts.append(_vector("mixer_norm.weight", (inner,)))
-    return parts, State((kernel - 1) * width, width * size, (kernel - 1) * 2 * size, groups, kernel="mamba2")
+    return parts, State((kernel - 1) * width, width * size, (kernel - 1) * 2 * size, groups, kernel="mamba2", inputs=kernel - 1)
 
 
 def _mamba_width(read: Reader, hidden: int) -> int:
@@ -99,7 +100,8 @@ def gated_delta_net(read: Reader, hidden: int) -> Parts:
         *_out(hidden, v_heads * v_dim),
     ]  # fmt: skip
     channels = 2 * k_heads * k_dim + v_heads * v_dim
-    return parts, State((kernel - 1) * channels, v_heads * v_dim * k_dim, kernel="delta_net" if k_dim == 128 else None)
+    state = State((kernel - 1) * channels, v_heads * v_dim * k_dim, inputs=kernel - 1)
+    return parts, replace(state, kernel="delta_net" if k_dim == 128 else None)
 
 
 def kimi_delta_attention(read: Reader, hidden: int) -> Parts:

@@ -31,7 +31,8 @@ the dtype, tp ranks:
 - With proposed tokens Model Runner V1 also checks one for each of S requests: two rows of logits each, a copy of
   one, the other in float32 twice, its probabilities and the noise twice, 3*d + 20 in place of 12 + d
   (``_dummy_sampler_run``, vllm/v1/worker/gpu_model_runner.py, and ``RejectionSampler``, 0.19). A draft model's pass
-  follows with the hidden states held: T*H*d + its own layers' path. No run with one is public.
+  follows with the hidden states held: T*H*d + its own layers' path, at MTP layers 6*T*H*d at least: the embeddings,
+  both inputs normed, joined (2) and projected. No run with one is public.
 - c is what is left: fitted on the first two rows of :data:`FITTED_ON`, checked on all others.
 - A vision tower adds what encoder.py says: what is kept of its pass lies under both paths, and the pass is a third one.
 - A stage of a pipeline also holds the hidden states and the residual that it is handed or hands on, 2*T*H*d,
@@ -108,10 +109,12 @@ def hidden_states(architecture: Architecture, settings: Settings) -> int:
 
 
 def _drafting(architecture: Architecture, settings: Settings) -> int:
-    """Bytes of the draft model's own pass, which follows the other's while its hidden states are held."""
+    """Bytes of the drafter's own pass, which follows the other's while its hidden states are held."""
     if settings.draft is None:
         return 0
-    return hidden_states(architecture, settings) + _layers_path(settings.draft.architecture, settings)
+    held, layers = hidden_states(architecture, settings), _layers_path(settings.draft.architecture, settings)
+    # MTP layers begin with both inputs, each normed, then side by side, and what is made of them.
+    return held + (max(layers, 5 * held) if settings.draft.follows else layers)
 
 
 def _handed(architecture: Architecture, settings: Settings, stage: int) -> int:

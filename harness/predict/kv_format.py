@@ -94,19 +94,19 @@ def checkpoint_kernels(defaults: EngineDefaults, capability: int | None) -> tupl
 
 def aligned(
     architecture: Architecture, block_size: int, tp: int, kv_bytes: int | Fraction, dtype_bytes: int, state_bytes: int,
-    checkpoints: tuple[str, ...] = (),
+    checkpoints: tuple[str, ...] = (), proposed: int = 0,
 ) -> int:  # fmt: skip
     """The block of a model with states: so many tokens that a page of attention is no smaller than a state.
 
     vLLM does it whatever the user asked for. Bytes are those of an element, of a row, the model and a state;
-    ``checkpoints``: the kernels that leave states behind, at multiples of their own.
+    ``checkpoints``: the kernels that leave states behind, at multiples of their own; ``proposed``: tokens at once.
     """
     states = [k.state for k in architecture.kv_kinds if k.state]
     rows = [k for k in architecture.kv_kinds if k.kind not in (STATE, INDEXER)]
     if not states or not rows:
         return block_size
     multiple = DELTA_NET_STEP if any(s.kernel == "delta_net" and s.kernel in checkpoints for s in states) else 1
-    needed = max(s.bytes_on_rank(tp, dtype_bytes, state_bytes) for s in states)
+    needed = max(s.bytes_on_rank(tp, dtype_bytes, state_bytes, proposed) for s in states)
     step = lcm(max(block_size, _LATENT_STEP) if rows[0].kind == MLA else block_size, multiple)
     return max(block_size, step * -(-needed // (step * rows[0].bytes_per_token(tp, kv_bytes))))
 

@@ -118,11 +118,12 @@ def _group(spec: _Spec, pages: list[tuple[int, int]], settings: Settings) -> Gro
 def _spec(layer: KvLayer, settings: Settings) -> _Spec:
     tp, block_size = settings.tensor_parallel_size, settings.block_size
     if layer.state is not None:
-        page = layer.state.bytes_on_rank(tp, settings.dtype_bytes, settings.state_dtype_bytes)
+        proposed = settings.num_speculative_tokens  # each has a state of its own until it is checked
+        page = layer.state.bytes_on_rank(tp, settings.dtype_bytes, settings.state_dtype_bytes, proposed)
         if not settings.enable_prefix_caching:  # one block covers a request whole
-            return _Spec(layer.kind, None, 0, 0, settings.max_model_len, page, 1)
+            return _Spec(layer.kind, None, 0, 0, settings.max_model_len, page, 1 + proposed)
         left = int(layer.state.kernel in settings.state_checkpoints)
-        return _Spec(layer.kind, None, 0, 0, block_size, page, 2 + left)
+        return _Spec(layer.kind, None, 0, 0, block_size, page, 2 + left + proposed)
     page = layer.bytes_per_token(tp, settings.kv_dtype_bytes) * block_size
     return _Spec(layer.kind, layer.window, layer.heads_on_rank(tp), layer.row, block_size, page)
 

@@ -25,6 +25,8 @@ def not_simulated(architecture: Architecture, chosen: Settings, load: Load | Non
         return f"the load is spread over {chosen.data_parallel_size} engines, one is simulated"
     if chosen.num_speculative_tokens and (load is None or load.accepted_tokens is None):
         return "how many proposed tokens are taken depends on the models and the text: load.accepted_tokens tells it"
+    if chosen.draft and chosen.draft.follows and len(groups(architecture, chosen)) > 1:
+        return "MTP layers beside several block tables are not simulated"
     if chosen.model_runner == "v0":
         return "the scheduler of V0 (vLLM before 0.8) is not simulated"
     if chosen.enable_prefix_caching and any(g.kind == STATE for g in groups(architecture, chosen)):
@@ -78,13 +80,14 @@ def limits_of(
 
 
 def _speculation(engine: Engine, load: Load | None) -> Speculation:
-    """A draft model writes a slot for each token that it proposes, and takes one token of the budget a request."""
+    """A drafter writes a slot for each token that it proposes; a model of its own takes one token of the budget a
+    request, MTP layers none, but they need the hidden states of a found prefix's last block again."""
     asked = engine.speculative_config
     if asked is None:
         return Speculation()
     accepted = load.accepted_tokens if load and load.accepted_tokens else 0.0
     lookahead = asked.num_speculative_tokens if asked.drafts else 0
-    return Speculation(asked.num_speculative_tokens, accepted, lookahead, int(asked.drafts))
+    return Speculation(asked.num_speculative_tokens, accepted, lookahead, int(asked.model is not None), asked.proposer == "mtp")
 
 
 def _tables(found: tuple[Group, ...]) -> tuple[kinds.Table, ...]:

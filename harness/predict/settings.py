@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from harness import catalog
-from harness.architecture import Architecture, from_config
+from harness.architecture import Architecture, from_config, mtp
 from harness.catalog import EngineDefaults, Gpu, WeightFormat
 from harness.errors import UsageError
 from harness.predict.kv_format import (
@@ -42,10 +42,14 @@ LORA_CLASSES = {
 
 @dataclass(frozen=True)
 class Draft:
-    """The model that proposes tokens: on the ranks of the other, in its dtype, with layers in the same pool."""
+    """The model that proposes tokens: on the ranks of the other, in its dtype, with layers in the same pool.
+
+    ``follows``: it is the model's own MTP layers, which take its hidden states.
+    """
 
     architecture: Architecture
     quantization: Quantization
+    follows: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,6 +150,8 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
     )  # fmt: skip
     prefix_caching = _prefix_caching(engine.enable_prefix_caching, architecture, defaults)
     checkpoints = checkpoint_kernels(defaults, capability) if prefix_caching else ()
+    proposed = asked.num_speculative_tokens if asked else 0
+    _check_states(architecture, proposed)
     runner = _model_runner(defaults, architecture, weights, scenario.on_cpu, engine.speculative_config)
     chosen = Settings(
         vllm=engine.vllm,
@@ -159,7 +165,7 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
         state_dtype_bytes=of_states,
         max_model_len=max_model_len,
         gpu_memory_utilization=engine.gpu_memory_utilization or defaults.gpu_memory_utilization,
-        block_size=aligned(architecture, block_size, tp, kv_bytes, DTYPE_BYTES[dtype], of_states, checkpoints),
+        block_size=aligned(architecture, block_size, tp, kv_bytes, DTYPE_BYTES[dtype], of_states, checkpoints, proposed),
         state_checkpoints=checkpoints,
         max_num_seqs=seqs,
         max_num_batched_tokens=tokens,
@@ -167,8 +173,8 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
         pipeline_parallel_size=pp,
         data_parallel_size=dp,
         expert_parallel=engine.enable_expert_parallel,
-        num_speculative_tokens=asked.num_speculative_tokens if asked else 0,
-        draft=_draft(asked.model, architecture, tp) if asked and asked.model else None,
+        num_speculative_tokens=proposed,
+        draft=_draft(scenario, architecture, tp),
         max_loras=engine.max_loras if engine.enable_lora else 0,
         max_lora_rank=engine.max_lora_rank,
         decode_context_parallel_size=engine.decode_context_parallel_size,
@@ -197,9 +203,16 @@ def _prefix_caching(asked: bool | None, architecture: Architecture, defaults: En
     return defaults.engine == "v1" and (defaults.caches_state_prefixes or not keeps_states)
 
 
-def _draft(name: str, target: Architecture, tp: int) -> Draft:
+def _draft(scenario: Scenario, target: Architecture, tp: int) -> Draft | None:
     """Source: ``verify_equal_vocab_size_if_draft_model``, vllm/config/speculative.py, 0.32."""
-    config = catalog.model_config(name)
+    asked, config = scenario.engine.speculative_config, scenario.config()
+    if asked is None or not asked.drafts:
+        return None
+    if asked.model is None:
+        layers = mtp(config)
+        _check_steps(asked.num_speculative_tokens, sum(bool(caches) for caches in layers.kv_layers))
+        return Draft(layers, resolve(scenario.weights, config, layers, scenario.model_folder), follows=True)
+    config = catalog.model_config(asked.model)
     draft = from_config(config)
     if draft.vocab != target.vocab:
         raise UsageError(
@@ -208,6 +221,19 @@ def _draft(name: str, target: Architecture, tp: int) -> Draft:
         )
     draft.check_split(tp)
     return Draft(draft, own_quantization(config, draft))
+
+
+def _check_states(architecture: Architecture, proposed: int) -> None:
+    if proposed and any(k.state and k.state.inputs is None for k in architecture.kv_kinds):
+        raise UsageError(f"engine.speculative_config: the states of {architecture.name} beside it are not modelled")
+
+
+def _check_steps(tokens: int, layers: int) -> None:
+    """Layers are used in turn: the tokens must come out even (``SpeculativeConfig.__post_init__``, 0.32)."""
+    if tokens > layers and tokens % layers:
+        raise UsageError(
+            f"engine.speculative_config: num_speculative_tokens:{tokens} must be divisible by n_predict={layers}"
+        )
 
 
 def check_lora(architecture: Architecture, version: str) -> None:
@@ -330,7 +356,7 @@ def _model_runner(
 ) -> str:  # fmt: skip
     """``VllmConfig.use_v2_model_runner`` (vllm/config/vllm.py, 0.22 to 0.33), for text models on an NVIDIA GPU."""
     v2 = defaults.v2_runner
-    if v2 is not None and proposing is not None and (proposing.method or "draft_model") not in defaults.v2_proposers:
+    if v2 is not None and proposing is not None and proposing.proposer not in defaults.v2_proposers:
         v2 = None
     if on_cpu or v2 is None or (weights.dtype is None and not v2.quantized):
         return defaults.engine if not on_cpu else "v1"

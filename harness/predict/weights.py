@@ -125,7 +125,7 @@ def weights_source(architecture: Architecture, settings: Settings) -> str:
 
 
 def draft_weights(settings: Settings) -> int:
-    """Bytes of the draft model on one rank; vLLM loads it with the other and logs both together."""
+    """Bytes of the drafter on one rank; vLLM loads it with the other and logs both together."""
     if settings.draft is None:
         return 0
     alone = replace(settings, quantization=settings.draft.quantization, draft=None, max_loras=0)
@@ -139,7 +139,8 @@ def weights(architecture: Architecture, settings: Settings, stage: int = 0) -> E
     total += draft
     # How much an expert's layout pads depends on the kernel, so on the GPU: it may be nothing.
     layout = settings.weight_format.layout_share * total
-    proposing = f", the draft model's {gib(draft)} GiB" if draft else ""
+    drafter = "the MTP layers'" if settings.draft and settings.draft.follows else "the draft model's"
+    proposing = f", {drafter} {gib(draft)} GiB" if draft else ""
     beside = f", LoRA slots ({settings.max_loras} of rank {settings.max_lora_rank})" if settings.max_loras else ""
     return Estimate.within(
         total, total * RESIDUAL + layout, total * RESIDUAL + layout / 2,

@@ -15,13 +15,20 @@ if TYPE_CHECKING:
     from harness.scenario.scenario import Scenario
 
 SINCE = "0.15"  # vllm/v1/spec_decode/draft_model.py: V1 before it had no draft models
+MTP_SINCE = "0.17"  # before, MTP layers could keep an lm_head of their own (vllm/v1/spec_decode/eagle.py of 0.15)
+# Other names of "mtp" (``MTPModelTypes``, vllm/config/speculative.py, 0.17 to 0.32), as far as the layers are modelled.
+MTP_NAMES = ("deepseek_mtp", "glm4_moe_mtp", "qwen3_next_mtp", "qwen3_5_mtp")
 
 
 class Speculative(Part):
     """Who proposes, and how much."""
 
-    method: Literal["draft_model", "ngram"] | None = Field(
-        None, description="draft_model: a smaller model; ngram: what the prompt says (eagle, mtp and others: not yet)"
+    method: Literal[
+        "draft_model", "ngram", "mtp", "deepseek_mtp", "glm4_moe_mtp", "qwen3_next_mtp", "qwen3_5_mtp"
+    ] | None = Field(
+        None,
+        description="draft_model: a smaller model; ngram: what the prompt says; mtp (or an older name of it): the "
+        "model's own layers for further tokens (eagle, eagle3, dflash and others: not yet)",
     )
     model: Annotated[str, Field(min_length=1, max_length=500)] | None = Field(
         None, description="the draft model: a catalogue name (`bench models`)"
@@ -30,8 +37,13 @@ class Speculative(Part):
 
     @property
     def drafts(self) -> bool:
-        """Whether a second model is loaded."""
-        return self.model is not None
+        """Whether more layers than the model's are loaded."""
+        return self.proposer != "ngram"
+
+    @property
+    def proposer(self) -> str:
+        """Who proposes, by vLLM's own name: "draft_model", "ngram" or "mtp"."""
+        return "mtp" if self.method in MTP_NAMES else self.method or "draft_model"
 
 
 def speculative_faults(s: Scenario) -> Iterator[Fault]:
@@ -39,17 +51,28 @@ def speculative_faults(s: Scenario) -> Iterator[Fault]:
     asked, key = s.engine.speculative_config, ("engine", "speculative_config")
     if asked is None:
         return
-    if asked.method == "ngram" and asked.model is not None:
+    if asked.proposer == "ngram" and asked.model is not None:
         yield (*key, "model"), "ngram has no model: it proposes what the prompt says"
-    elif asked.method != "ngram" and asked.model is None:
-        yield (*key, "model"), "missing: the draft model (or say method: ngram)"
-    if asked.method == "ngram" and s.engine.async_scheduling:
+    elif asked.proposer == "mtp" and asked.model is not None:
+        yield (*key, "model"), "not modelled beside method: mtp: the layers are those of the model's own checkpoint"
+    elif asked.proposer == "draft_model" and asked.model is None:
+        yield (*key, "model"), "missing: the draft model (or say method: ngram or mtp)"
+    if asked.proposer == "ngram" and s.engine.async_scheduling:
         yield (*key, "method"), "vLLM schedules ngram synchronously: not beside engine.async_scheduling"
     if asked.model is not None and not catalog.knows_model(asked.model):
         yield (*key, "model"), f"unknown model{nearest(asked.model, catalog.model_names())} (`bench models` lists them)"
-    if asked.drafts and catalog.version_key(s.engine.vllm) < catalog.version_key(SINCE):
-        yield (*key, "model"), f"vLLM {s.engine.vllm} has no draft models in V1; they came with {SINCE}"
-    if asked.drafts and s.engine.pipeline_parallel_size > 1:
-        yield (*key, "model"), "a draft model beside pipeline stages is not modelled"
-    if asked.drafts and s.on_cpu:
-        yield (*key, "model"), "draft models are not modelled on this computer"
+    if asked.drafts:
+        yield from _drafter_faults(s, asked, (*key, "model" if asked.model else "method"))
+
+
+def _drafter_faults(s: Scenario, asked: Speculative, key: tuple[str, ...]) -> Iterator[Fault]:
+    version = catalog.version_key(s.engine.vllm)
+    words = "MTP layers" if asked.proposer == "mtp" else "a draft model"
+    if asked.proposer == "mtp" and version < catalog.version_key(MTP_SINCE):
+        yield key, f"MTP layers are modelled from vLLM {MTP_SINCE} on, not for {s.engine.vllm}"
+    elif version < catalog.version_key(SINCE):
+        yield key, f"vLLM {s.engine.vllm} has no draft models in V1; they came with {SINCE}"
+    if s.engine.pipeline_parallel_size > 1:
+        yield key, f"{words} beside pipeline stages: not modelled"
+    if s.on_cpu:
+        yield key, f"{words} on this computer: not modelled"

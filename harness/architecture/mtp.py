@@ -1,0 +1,96 @@
+"""The layers that predict further tokens (MTP), which some checkpoints have behind their decoder.
+
+vLLM makes them as a drafter of its own: a norm of the token's embedding and one of the decoder's output, a projection of
+both together, and one of the decoder's own layers, always with full attention and experts where the model has any.
+Embedding and lm_head are the decoder's: the copies that the class makes are dropped once loaded.
+Source: deepseek_mtp.py, glm4_moe_mtp.py, qwen3_next_mtp.py, qwen3_5_mtp.py (vllm/model_executor/models) and
+vllm/models/deepseek_v32/nvidia/mtp.py; ``_maybe_share_lm_head`` (vllm/v1/spec_decode/llm_base_proposer.py), 0.32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from harness.architecture.component import Component
+from harness.architecture.model import Architecture, from_config
+from harness.architecture.multimodal import text_config
+from harness.architecture.reader import Reader
+from harness.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """How a family has its MTP layers. ``key``: the config's, which counts them; ``default``: where it is missing.
+
+    ``each``: every layer has a projection and a last norm of its own, else the first one's input is joined once.
+    ``root``: what a checkpoint puts before a layer's number; None: they are numbered on behind the decoder's.
+    """
+
+    key: str = "num_nextn_predict_layers"
+    default: int | None = None
+    each: bool = True
+    root: str | None = None
+
+
+_BEHIND = Predictor()
+_QWEN = Predictor(each=False, root="mtp.layers.", default=1)
+_QWEN3_5 = replace(_QWEN, key="mtp_num_hidden_layers")
+PREDICTORS = {
+    "DeepseekV3ForCausalLM": _BEHIND, "DeepseekV32ForCausalLM": _BEHIND, "GlmMoeDsaForCausalLM": _BEHIND,
+    "Glm4MoeForCausalLM": replace(_BEHIND, default=1),  # as transformers reads a config that doesn't say
+    "Qwen3NextForCausalLM": _QWEN, "Qwen3_5ForCausalLM": _QWEN3_5, "Qwen3_5MoeForCausalLM": _QWEN3_5,
+}  # fmt: skip
+
+
+def mtp(config: dict[str, Any]) -> Architecture:
+    """The MTP layers that ``config`` describes, as a drafter. Raises UsageError where there are none, or not known."""
+    text = text_config(config)
+    name = (text.get("architectures") or [None])[0]
+    found = PREDICTORS.get(name)
+    if found is None:
+        raise UsageError(
+            f"engine.speculative_config: the MTP layers of {config['architectures'][0]} are not modelled "
+            f"(known: {', '.join(PREDICTORS)})"
+        )
+    read = Reader(text, {})
+    layers = read.number(found.key, found.default if found.default is not None else 0)
+    if not layers:
+        raise UsageError(f"engine.speculative_config: the model has no MTP layers ({found.key} of its config)")
+    before = 0 if found.root else read.count("num_hidden_layers")
+    plain = (config.get("quantization_config") or {}).get("quant_algo") == "NVFP4"
+    return _behind(before, found, _alone(text, layers), plain)
+
+
+def _alone(text: dict[str, Any], layers: int) -> Architecture:
+    """A decoder of nothing but ``layers`` of the kind that MTP layers are."""
+    alike = {"num_hidden_layers": layers, "first_k_dense_replace": 0, "index_topk_freq": 1, "index_topk_pattern": None}
+    types = {"layer_types": ["full_attention"] * layers} if "layer_types" in text else {}
+    kinds = {"full_attention_interval": 1} if "full_attention_interval" in text else {}
+    return from_config({**text, **{k: v for k, v in alike.items() if k in text}, **kinds, **types})
+
+
+def _behind(before: int, found: Predictor, alone: Architecture, plain: bool) -> Architecture:
+    """``alone`` without what it shares, its layers numbered from ``before`` on; ``plain``: see :func:`_joined`."""
+    layers = tuple(range(before, before + alone.layers))
+    decoder = [replace(c, layers=layers, root=found.root) for c in alone.components if c.place == "layer"]
+    return replace(
+        alone, layers=before + alone.layers, tied=False, rotary_shapes=(),  # cos and sin are looked up, not made again
+        components=(*decoder, *_joined(alone.hidden, found, layers, plain)),
+        kv_layers=((),) * before + alone.kv_layers,
+    )  # fmt: skip
+
+
+def _joined(hidden: int, found: Predictor, layers: tuple[int, ...], plain: bool) -> Iterator[Component]:
+    """What joins a token's embedding and the decoder's output. ModelOpt's NVFP4 checkpoints have a ``plain``
+    projection without saying so, and vLLM knows (PR 38650)."""
+    if found.each:
+        norms = ("enorm.weight", "hnorm.weight", "shared_head.norm.weight")
+        yield Component("eh_proj.weight", (hidden, 2 * hidden), "replicated", kind="mtp", layers=layers)
+        for name in norms:
+            yield Component(name, (hidden,), "replicated", layers=layers)
+        return
+    yield Component("mtp.fc.weight", (hidden, 2 * hidden), "column", "last", quantizable=not plain, kind="mtp")
+    for name in ("mtp.norm", "mtp.pre_fc_norm_hidden", "mtp.pre_fc_norm_embedding"):
+        yield Component(f"{name}.weight", (hidden,), "replicated", "last")
