@@ -20,8 +20,8 @@ class State:
     ``conv``: the last inputs of the convolution, in the model's dtype; ``conv_group``: of each of ``groups`` more that
     are copied where ranks don't divide them. ``recurrent``: the state proper, in ``recurrent_dtype``, the config's own
     word for it; None: in the model's dtype. ``kernel``: what runs its prefill, where that may leave a state
-    behind in a block more: "mamba2", "kda", "delta_net"; the engine's version tells whether it does. ``inputs``: how many
-    the convolution keeps, one more for each proposed token; None: not known to be so.
+    behind in a block more: "mamba2", "kda", "delta_net"; the engine's version tells whether it does. ``inputs``: how
+    many the convolution keeps, one more for each proposed token; None: not known to be so.
     Source: ``MambaStateShapeCalculator`` of vllm/model_executor/layers/mamba/mamba_utils.py, 0.32.
     """
 

@@ -55,7 +55,8 @@ def mamba2(read: Reader, hidden: int) -> Parts:
     ]  # fmt: skip
     if read.flag("mamba_rms_norm", True):
         parts.append(_vector("mixer_norm.weight", (inner,)))
-    return parts, State((kernel - 1) * width, width * size, (kernel - 1) * 2 * size, groups, kernel="mamba2", inputs=kernel - 1)
+    kept = kernel - 1
+    return parts, State(kept * width, width * size, kept * 2 * size, groups, kernel="mamba2", inputs=kept)
 
 
 def _mamba_width(read: Reader, hidden: int) -> int:

@@ -1,7 +1,7 @@
 """The layers that predict further tokens (MTP), which some checkpoints have behind their decoder.
 
-vLLM makes them as a drafter of its own: a norm of the token's embedding and one of the decoder's output, a projection of
-both together, and one of the decoder's own layers, always with full attention and experts where the model has any.
+vLLM makes them as a drafter of its own: a norm of the token's embedding and one of the decoder's output, a projection
+of both together, and one of the decoder's own layers, always with full attention, and experts where the model has any.
 Embedding and lm_head are the decoder's: the copies that the class makes are dropped once loaded.
 Source: deepseek_mtp.py, glm4_moe_mtp.py, qwen3_next_mtp.py, qwen3_5_mtp.py (vllm/model_executor/models) and
 vllm/models/deepseek_v32/nvidia/mtp.py; ``_maybe_share_lm_head`` (vllm/v1/spec_decode/llm_base_proposer.py), 0.32.

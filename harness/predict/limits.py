@@ -87,7 +87,9 @@ def _speculation(engine: Engine, load: Load | None) -> Speculation:
         return Speculation()
     accepted = load.accepted_tokens if load and load.accepted_tokens else 0.0
     lookahead = asked.num_speculative_tokens if asked.drafts else 0
-    return Speculation(asked.num_speculative_tokens, accepted, lookahead, int(asked.model is not None), asked.proposer == "mtp")
+    follows = asked.proposer == "mtp"
+    rows = int(asked.drafts and not follows)
+    return Speculation(asked.num_speculative_tokens, accepted, lookahead, rows, drops_block=follows)
 
 
 def _tables(found: tuple[Group, ...]) -> tuple[kinds.Table, ...]:

@@ -165,7 +165,9 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
         state_dtype_bytes=of_states,
         max_model_len=max_model_len,
         gpu_memory_utilization=engine.gpu_memory_utilization or defaults.gpu_memory_utilization,
-        block_size=aligned(architecture, block_size, tp, kv_bytes, DTYPE_BYTES[dtype], of_states, checkpoints, proposed),
+        block_size=aligned(
+            architecture, block_size, tp, kv_bytes, DTYPE_BYTES[dtype], of_states, checkpoints, proposed
+        ),
         state_checkpoints=checkpoints,
         max_num_seqs=seqs,
         max_num_batched_tokens=tokens,
