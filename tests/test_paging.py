@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_scheduler import load, workloads
 
-from harness.scenario import Load
+from harness.predict import predict
+from harness.scenario import Load, load_scenario
 from harness.simulate import Limits, simulate
 from harness.simulate.paging import Buddies, Use, compare
 
@@ -102,3 +103,17 @@ def test_the_command_answers_by_numbers() -> None:
 def test_errors_are_one_clear_line(change: str, says: str) -> None:
     ran = bench("paging", "scenarios/70b_8k_int4.yaml", "--set", change)
     assert (ran.code, ran.out, ran.err) == (2, "", f"bench: scenarios/70b_8k_int4.yaml: {says}\n")
+
+
+def test_requests_that_come_by_the_clock_meet_as_many_as_in_a_run() -> None:
+    file = SCENARIOS / "8b_24gb_poisson.yaml"
+    rows = {r["block_size"]: r for r in bench("paging", file, "--json").document["allocators"]}
+    alone = predict(load_scenario(file, ["engine.enable_prefix_caching=false"])).load
+    assert (rows[16]["at_once"], rows[16]["steps"]) == (alone.peak_running, alone.steps)
+    assert rows[16]["at_once"] > 20
+
+
+def test_what_counting_does_not_tell_is_refused() -> None:
+    given = ["--set", "engine.scheduling_policy=priority", "--set", "load.priorities=[0, 1]"]
+    ran = bench("paging", SCENARIOS / "8b_24gb_int4_under_load.yaml", *given)
+    assert ran.code == 2 and "paging is compared by a scheduler without priorities" in ran.err

@@ -26,12 +26,13 @@ def paging(scenario: str, overrides: tuple[str, ...], as_json: bool) -> None:
       bench paging scenarios/70b_8k_int4.yaml --set load.prompt_tokens=1000 --json
     """
     from harness.predict.capacity import loaded_pool
+    from harness.predict.simulated import step_time_of
     from harness.simulate.paging import compare
 
     loaded = valid(scenario, overrides)
     try:
         account, load, limits = loaded_pool(loaded)
-        uses = compare(load, limits)
+        uses = compare(load, limits, step_time_of(loaded))
     except LoadfitError as error:
         raise UsageError(f"{scenario}: {error}") from None
     from harness.report import paging as report

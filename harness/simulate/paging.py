@@ -16,7 +16,8 @@ from harness.errors import UsageError
 from harness.scenario import Load
 from harness.simulate.limits import Limits
 from harness.simulate.lockstep import Sequence
-from harness.simulate.scheduler import Run, check
+from harness.simulate.scheduler import Run, by_blocks, check
+from harness.simulate.step_time import TIMELESS, StepTime
 from harness.simulate.tables import described
 
 BLOCK_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -43,17 +44,22 @@ class Use:
         return 1 - self.used_tokens / self.reserved_tokens
 
 
-def compare(load: Load, limits: Limits) -> tuple[Use, ...]:
-    """The load on as many tokens of KV as ``limits`` have, in each way of allocating.
+def compare(load: Load, limits: Limits, step_time: StepTime = TIMELESS) -> tuple[Use, ...]:
+    """The load on as many tokens of KV as ``limits`` have, in each way of allocating; ``step_time`` as in ``simulate``.
 
     An allocator that can't serve the longest request at all is left out. Raises UsageError where vLLM's
-    own blocks can't.
+    own blocks can't, and where counting does not tell what the load does.
     """
     if limits.tables:
         raise UsageError(f"paging is compared on full attention alone; this model has {described(limits.tables)}")
     check(load, limits)
     load = load.model_copy(update={"shared_prefix_tokens": 0, "shared_prefixes": 1})
     limits = replace(limits, enable_prefix_caching=False)
+    if by_blocks(load, limits):
+        raise UsageError(
+            "paging is compared by a scheduler without priorities, adapters, proposed tokens and (where asynchronous) "
+            "long_prefill_token_threshold"
+        )
     tokens = (limits.num_blocks - 1) * limits.block_size
 
     def paged(size: int) -> Limits:
@@ -62,20 +68,22 @@ def compare(load: Load, limits: Limits) -> tuple[Use, ...]:
     # A block that takes a whole request is a reservation of max_model_len.
     whole = paged(limits.max_model_len)
     uses = [
-        _use("contiguous, max_model_len", None, load, whole, _Metered),
-        _use("contiguous, power of two", None, load, replace(whole, num_blocks=tokens + 1), _PowersOfTwo),
+        _use("contiguous, max_model_len", None, _Metered, load, whole, step_time),
+        _use("contiguous, power of two", None, _PowersOfTwo, load, replace(whole, num_blocks=tokens + 1), step_time),
     ]
-    uses += [_use(f"blocks of {size}", size, load, paged(size), _Metered) for size in BLOCK_SIZES]
+    uses += [_use(f"blocks of {size}", size, _Metered, load, paged(size), step_time) for size in BLOCK_SIZES]
     return tuple(use for use in uses if use)
 
 
-def _use(allocator: str, size: int | None, load: Load, limits: Limits, kind: type[_Metered]) -> Use | None:
+def _use(
+    allocator: str, size: int | None, kind: type[_Metered], load: Load, limits: Limits, step_time: StepTime
+) -> Use | None:
     if limits.num_blocks < 2:
         return None
     try:
         if size is not None:
             check(load, limits)
-        run = kind(load, limits, limits.num_blocks)
+        run = kind(load, limits, limits.num_blocks, step_time)
         run.finish()
     except UsageError:
         return None
@@ -88,8 +96,8 @@ def _use(allocator: str, size: int | None, load: Load, limits: Limits, kind: typ
 class _Metered(Run):
     """A run that adds up the tokens reserved and the tokens that have KV after each schedule."""
 
-    def __init__(self, load: Load, limits: Limits, num_blocks: int) -> None:
-        super().__init__(load, limits, num_blocks)
+    def __init__(self, load: Load, limits: Limits, num_blocks: int, step_time: StepTime) -> None:
+        super().__init__(load, limits, num_blocks, step_time)
         self.reserved_sum = self.used_sum = 0
         self._used = self._seen = 0  # tokens with KV of all that run; tokens scheduled up to the last step
 
@@ -130,8 +138,8 @@ class _PowersOfTwo(_Metered):
     admitted is up to the buddy allocator.
     """
 
-    def __init__(self, load: Load, limits: Limits, num_blocks: int) -> None:
-        super().__init__(load, limits, num_blocks)
+    def __init__(self, load: Load, limits: Limits, num_blocks: int, step_time: StepTime) -> None:
+        super().__init__(load, limits, num_blocks, step_time)
         self._buddies = Buddies(num_blocks - 1)
         self._pieces: dict[int, tuple[int, int]] = {}  # request -> its piece
 
