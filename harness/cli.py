@@ -26,6 +26,8 @@ from harness.commands.paging import paging
 from harness.commands.report import report
 from harness.commands.run import run
 from harness.commands.schema import schema
+from harness.engines.log import printable
+from harness.engines.masks import mask
 from harness.errors import EXIT_INTERRUPTED, EXIT_MACHINE, LoadfitError
 
 EXIT_BUG = 70
@@ -107,4 +109,4 @@ def _fault(error: Exception) -> int:
 
 def _say(text: str) -> None:
     for line in text.splitlines():
-        click.echo(f"bench: {line}", err=True)
+        click.echo(f"bench: {mask(printable(line))}", err=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,9 @@ from itertools import groupby, islice
 from typing import Any
 
 import aiohttp
+from aiohttp.http_exceptions import HttpProcessingError
 
+from harness.engines import masks
 from harness.engines.log import printable
 from harness.scenario import Load
 from harness.simulate.latency import Distribution
@@ -22,6 +25,11 @@ from harness.traffic import Request, stream
 SEND_GAP_S = 0.005
 # The prompt of a request, after what was said before in its conversation.
 PromptOf = Callable[[Request, Sequence[int]], list[int]]
+# Of an answer that is no stream; vLLM's own /metrics has about 100 KiB.
+LONGEST_ANSWER = 16 << 20
+# Of a stream: for each token of the prompt (its id, where ids are asked for) and of the answer (an event with its
+# log probabilities, and the text of a tokenizer without shame).
+STREAM_BYTES, PROMPT_TOKEN_BYTES, TOKEN_BYTES = 1 << 20, 16, 16 << 10
 
 
 @dataclass(frozen=True)
@@ -47,13 +55,17 @@ class Client:
 
     def __init__(self, url: str, key: str, model: str, logprobs: int | None = None) -> None:
         self._url, self._key, self._model, self._logprobs = url, key, model, logprobs
+        self._secrets = (key, *masks.values(os.environ))
         self._session: aiohttp.ClientSession | None = None
         self.gaps_ns = Distribution()  # between the events of all answers
 
     async def __aenter__(self) -> Client:
         self._session = aiohttp.ClientSession(
             self._url,
-            headers={"Authorization": f"Bearer {self._key}"},
+            # What is not compressed does not grow when it is read.
+            headers={"Authorization": f"Bearer {self._key}", "Accept-Encoding": "identity"},
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
             # A connection for each request: a server may close one that was idle just as it is used again.
             connector=aiohttp.TCPConnector(limit=0, force_close=True),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
@@ -72,18 +84,25 @@ class Client:
         assert self._session is not None, "use 'async with Client(...)'"
         return self._session
 
+    # A redirection is an answer like any other: to follow it would hand the load, or the key, to somebody else.
+    def _get(self, path: str) -> Any:
+        return self.session.get(path, timeout=aiohttp.ClientTimeout(total=2), allow_redirects=False)
+
+    def _post(self, path: str, body: dict[str, Any] | None, timeout: aiohttp.ClientTimeout | None = None) -> Any:
+        return self.session.post(path, json=body, timeout=timeout or self.session.timeout, allow_redirects=False)
+
     async def healthy(self) -> bool:
         """Whether /health answers 200 within two seconds."""
         try:
-            async with self.session.get("/health", timeout=aiohttp.ClientTimeout(total=2)) as response:
-                return response.status == 200
+            async with self._get("/health") as response:
+                return bool(response.status == 200)
         except (aiohttp.ClientError, TimeoutError, OSError):
             return False
 
     async def knows_us(self) -> bool:
         """False where the server refuses our key: another one that took the port between choosing and binding."""
         try:
-            async with self.session.get("/v1/models", timeout=aiohttp.ClientTimeout(total=2)) as response:
+            async with self._get("/v1/models") as response:
                 return response.status not in (401, 403)
         except (aiohttp.ClientError, TimeoutError, OSError):
             return True
@@ -91,21 +110,21 @@ class Client:
     async def metrics(self) -> str | None:
         """The text of /metrics, or None where it can't be had within two seconds."""
         try:
-            async with self.session.get("/metrics", timeout=aiohttp.ClientTimeout(total=2)) as response:
-                return await response.text() if response.status == 200 else None
-        except (aiohttp.ClientError, TimeoutError, OSError, UnicodeDecodeError):
+            async with self._get("/metrics") as response:
+                return (await _text(response)) if response.status == 200 else None
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
             return None
 
     async def post(self, path: str, body: dict[str, Any] | None = None, timeout_s: float = 30) -> Any:
         """JSON of a POST (None where the answer holds none), or None where it failed."""
         try:
             limit = aiohttp.ClientTimeout(total=timeout_s)
-            async with self.session.post(path, json=body, timeout=limit) as response:
+            async with self._post(path, body, limit) as response:
                 if response.status != 200:
                     return None
-                text = await response.text()
+                text = await _text(response)
                 return json.loads(text) if text.strip().startswith("{") else {}
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, RecursionError):
             return None
 
     async def complete(
@@ -130,11 +149,13 @@ class Client:
         tokens: int | None = None
         status, error = "ok", ""
         try:
-            async with self.session.post("/v1/completions", json=body) as response:
+            async with self._post("/v1/completions", body) as response:
                 if response.status != 200:
-                    status, error = "http", f"{response.status} {(await response.text())[:300]}"
+                    said = await response.content.read(1200)
+                    status, error = "http", f"{response.status} {said.decode('utf-8', 'replace')[:300]}"
                 else:
-                    async for event in _events(response.content):
+                    allowed = STREAM_BYTES + PROMPT_TOKEN_BYTES * len(prompt) + TOKEN_BYTES * request.output_tokens
+                    async for event in _events(response.content, allowed):
                         now = time.monotonic_ns()
                         if first is None:
                             first = now
@@ -155,19 +176,34 @@ class Client:
             status, error = "unfinished", "still under way when the load was given up"
         except (aiohttp.ClientError, OSError) as fault:
             status, error = "connection", f"{type(fault).__name__}: {fault}"[:300]
-        except (ValueError, AttributeError, TypeError) as fault:
+        except (HttpProcessingError, ValueError, AttributeError, TypeError, RecursionError) as fault:
             status, error = "http", f"the stream can't be read: {fault}"[:300]
         if status == "ok" and tokens != request.output_tokens:
             status, error = "cut", f"{tokens} tokens instead of {request.output_tokens}"
         if status == "ok" and keep_ids and len(ids) != request.output_tokens:
             status, error = "cut", f"{len(ids)} token ids for {tokens} tokens"
-        text = printable("".join(pieces))
-        return Answer(request, sent, first, time.monotonic_ns(), tokens, status, printable(error), text, tuple(ids))
+        text, error = (masks.mask(printable(said), self._secrets) for said in ("".join(pieces), error))
+        return Answer(request, sent, first, time.monotonic_ns(), tokens, status, error, text, tuple(ids))
 
 
-async def _events(stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:
-    """The data of server-sent events, up to [DONE]."""
+async def _text(response: aiohttp.ClientResponse) -> str:
+    """The whole answer. Raises ValueError where it is longer than any of vLLM's, or no UTF-8."""
+    raw = bytearray()
+    async for piece in response.content.iter_chunked(1 << 16):
+        raw += piece
+        if len(raw) > LONGEST_ANSWER:
+            raise ValueError(f"longer than {LONGEST_ANSWER:,} bytes")
+    return raw.decode("utf-8")
+
+
+async def _events(stream: aiohttp.StreamReader, allowed: int) -> AsyncIterator[bytes]:
+    """The data of server-sent events, up to [DONE]. Raises ValueError beyond ``allowed`` bytes, and where one line is
+    longer than twice the session's buffer."""
+    left = allowed
     async for line in stream:
+        left -= len(line)
+        if left < 0:
+            raise ValueError(f"more than {allowed:,} bytes for what was asked")
         if line.startswith(b"data:"):
             data = line[5:].strip()
             if data == b"[DONE]":

@@ -36,18 +36,6 @@ _BEGINS = re.compile(r"non-default args: \{|args: Namespace\(")
 _PREFIX = re.compile(r"^(?:[\w./-]{1,80} +\| ?|\d{4}-\d\d-\d\dT[\d:.,]{5,30}(?:Z|[+-]\d\d:?\d\d)? +)+", re.ASCII)
 _TIME = re.compile(r"\b(?:INFO|WARNING|ERROR|DEBUG) (\d\d)-(\d\d) (\d\d):(\d\d):(\d\d)\b", re.ASCII)
 _VLLM = re.compile(r"vllm|LLM engine|KV cache|GPU blocks|Model loading took|weights took", re.IGNORECASE)
-# Values that give access: after a name that says so, or by their own form.
-_NAMES = r"(?:api[_-]?key|token|secret|password|passwd|authorization|access[_-]?key(?:[_-]id)?)"
-_SECRETS = (
-    re.compile(
-        rf"({_NAMES}['\"]?\s*[=:]\s*)(\[[^\]]*\]?|'[^']*'?|\"[^\"]*\"?|(?:Bearer\s+)?[^\s,)}}'\"]+)", re.IGNORECASE
-    ),
-    re.compile(rf"(--[\w-]{{0,40}}{_NAMES}\s+)(\S+)", re.IGNORECASE),
-    re.compile(r"()\b((?:hf_|gh[pousr]_|glpat-)[A-Za-z0-9]{10,}|sk-[A-Za-z0-9_-]{16,}|AKIA[A-Z0-9]{12,})"),
-    re.compile(r"(Bearer\s+)([^\s'\",)]+)", re.IGNORECASE),
-    re.compile(r"(://)([^/\s:@'\"]*:[^/\s@'\"]+)(?=@)"),
-)
-_NO_SECRET = re.compile(r"[\[]?'?\"?(?:None|null|True|False|auto|\*+)?'?\"?\]?,?|\d+(?:\.\d+)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -62,16 +50,9 @@ class Start:
     starts: int
 
 
-def masked(line: str) -> str:
-    """``line`` with what gives access to something replaced by ***."""
-    for pattern in _SECRETS:
-        line = pattern.sub(lambda m: m[0] if _NO_SECRET.fullmatch(m[2]) else f"{m[1]}***", line)
-    return line
-
-
 def read(path: Path) -> Start:
     """The last start in the log ``path``, of a huge one by its beginning and its end. Raises UsageError, one line."""
-    lines = [masked(_PREFIX.sub("", line)) for line in _lines(path)]
+    lines = [_PREFIX.sub("", line) for line in _lines(path)]
     begins = [n for n, line in enumerate(lines) if _BEGINS.search(line)]
     own = lines[begins[-1] :] if len(begins) > 1 else lines
     stated = log_config.read(own if len(begins) < 2 else [*own, *lines[: begins[0]]])

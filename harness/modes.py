@@ -254,7 +254,7 @@ def _weights_folder(scenario: Scenario) -> Path | None:
     if scenario.weights.load == "dummy":
         return None
     if scenario.model_folder is not None:
-        return scenario.model_folder
+        return _without_pickles(scenario.model_folder)
     if scenario.model == pretrained.NAME:
         return pretrained.folder_of(pretrained.NAME) or pretrained.make()
     raise MachineError(
@@ -346,7 +346,25 @@ def _weights_source(scenario: Scenario) -> Path | str:
             f"the weights of {scenario.model_name} are {stored.name}, the scenario's are {wanted.name}: name the "
             "repository or folder that holds those, or say weights: {load: dummy} (random ones take the same memory)"
         )
-    return scenario.model_folder or scenario.model
+    return _without_pickles(scenario.model_folder) if scenario.model_folder else scenario.model
+
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+def _without_pickles(folder: Path) -> Path:
+    """``folder``, whose weights are safetensors: vLLM takes those where there are any, else the pickles beside them.
+
+    Raises MachineError. From the hub vLLM loads them with weights_only alone (model_loader/weight_utils.py, 0.32).
+    """
+    if not any(folder.glob("*.safetensors")):
+        pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES)
+        if pickles:
+            raise MachineError(
+                f"{folder / pickles[0]}: weights in a pickle, which may run code when it is loaded, are refused: save "
+                "them as safetensors"
+            )
+    return folder
 
 
 # -- a server that already runs ----------------------------------------------------------------------------

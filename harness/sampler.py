@@ -27,6 +27,7 @@ DEVICE_INTERVAL_S = 0.02
 ACTIVITY_INTERVAL_S = 0.5  # the driver itself renews these every 0.1 to 1 s
 METRICS_INTERVAL_S = 0.25
 PROCESS_LIST_INTERVAL_S = 0.5
+MOST_LINES = 8192  # of ours on a page: five for each engine, and no server has a thousand
 
 # Column -> the metric it is read from, as vLLM 0.21 to 0.33 name them.
 METRICS = {
@@ -172,7 +173,7 @@ async def sample_metrics(client: Client, table: TableWriter, latest: dict[str, f
 
 def read_cache_config(lines: Iterable[str]) -> dict[str, int]:
     """num_gpu_blocks and block_size from vLLM's ``vllm:cache_config_info``, whose labels hold them; {} where unsaid."""
-    wanted = [line for line in lines if line.startswith("vllm:cache_config_info")]
+    wanted = [line for line in lines if line.startswith("vllm:cache_config_info")][:MOST_LINES]
     found: dict[str, int] = {}
     with contextlib.suppress(Exception):  # as below
         for family in text_string_to_metric_families("\n".join(wanted) + "\n"):
@@ -188,7 +189,7 @@ def read_metrics(lines: Iterable[str]) -> dict[str, float | None]:
 
     Values of several engines add up; a page that can't be parsed yields None throughout.
     """
-    wanted = [line for line in lines if line.startswith(tuple(METRICS.values()))]
+    wanted = [line for line in lines if line.startswith(tuple(METRICS.values()))][:MOST_LINES]
     by_name = {metric: column for column, metric in METRICS.items()}
     values: dict[str, float | None] = dict.fromkeys(METRICS)
     try:

@@ -25,12 +25,15 @@ from typing_extensions import TypedDict
 
 from harness.engines.log import printable, read_lines
 from harness.errors import EXIT_MACHINE, RecordError, nearest
+from harness.files import read_plain
 from harness.ledger import Account
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = 1
+LARGEST_JSON = 64 << 20
+LARGEST_TABLE = 1 << 30  # six hours of 8 GPUs, read every 20 ms
 PARTIAL = ".partial"
 MANIFEST = "manifest.json"
 SCENARIO = "scenario.yaml"
@@ -129,6 +132,8 @@ class RunFolder:
         """A new folder ``out/<scenario>/<UTC time>-<mode>.partial``. Raises RecordError."""
         stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
         parent = out / scenario_name
+        if parent.is_symlink() and out.resolve() not in parent.resolve().parents:
+            raise RecordError(f"{parent} is a link that leads out of {out}: nothing is written through it")
         for n in range(1000):
             path = parent / f"{stamp}-{mode}{f'-{n}' if n else ''}{PARTIAL}"
             whole = path.with_name(path.name.removesuffix(PARTIAL))
@@ -305,32 +310,43 @@ def read(path: str | Path) -> RunRecord:
     own = not manifest.get("engine", {}).get("attached") and manifest.get("mode") != "imported"
     names = COLUMNS if ran else ()
     tables = {name: _read_table(folder / f"{name}.csv", name, problems, expected=own) for name in names}
+    log = folder / ENGINE_LOG
+    if log.is_symlink():
+        problems.append(f"{ENGINE_LOG} is left out: a link to elsewhere")
     return RunRecord(
         path=folder,
         manifest=manifest,
-        scenario_yaml=_read_text(folder / SCENARIO),
+        scenario_yaml=_read_text(folder / SCENARIO, problems),
         prediction=prediction or Account(),
         rehearsal=rehearsal,
         tables=tables,
-        log_lines=tuple(read_lines(folder / ENGINE_LOG)),
+        log_lines=() if log.is_symlink() else tuple(read_lines(log)),
         frames=() if ran else tuple(_read_frames(folder / FRAMES, problems)),
         problems=tuple(problems),
     )
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, problems: list[str] | None = None) -> str:
+    """A file of a folder that may come from anybody: nothing is read through a link, or without an end."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        return read_plain(path, LARGEST_TABLE, links=False).decode("utf-8", "replace")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        if problems is not None:
+            problems.append(f"{path.name} is left out: {error.strerror}")
         return ""
 
 
 def _read_json(path: Path) -> Any:
     try:
-        return _printable(json.loads(path.read_text(encoding="utf-8"), parse_int=_int64, parse_constant=_int64))
+        text = read_plain(path, LARGEST_JSON, links=False).decode("utf-8")
+        return _printable(json.loads(text, parse_int=_int64, parse_constant=_int64))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise RecordError(f"{path} can't be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"{path} can't be read: {error}") from None
 
 
@@ -413,7 +429,7 @@ def _read_account(path: Path, problems: list[str]) -> Account | None:
 
 def _read_frames(path: Path, problems: list[str]) -> Iterator[tuple[float, ...]]:
     """The points of a simulated timeline, in order; pandas stays out of an analytic run's path."""
-    head, *lines = _read_text(path).splitlines() or [""]
+    head, *lines = _read_text(path, problems).splitlines() or [""]
     columns = ",".join(FRAME_COLUMNS)
     if head not in ("", columns):
         problems.append(f"{path.name} has other columns than {columns}")
@@ -436,7 +452,7 @@ def _read_table(path: Path, name: str, problems: list[str], *, expected: bool = 
 
     if name == "steps" and expected and not path.exists():
         problems.append(f"{path.name} is missing: the scheduler's steps were not recorded, or the file was lost")
-    head, *lines = _read_text(path).split("\n")
+    head, *lines = _read_text(path, problems).split("\n")
     columns = head.split(",")
     if not set(COLUMNS[name]) <= set(columns):
         if head:

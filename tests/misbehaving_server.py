@@ -19,7 +19,8 @@ import sys
 import time
 from pathlib import Path
 
-ESCAPES = "\x1b[2J\x1b[31m\x1b]0;owned\x07<script>alert(1)</script> | `x` ```"
+ESCAPES = "\x1b[2J\x1b[31m\x1b]0;owned\x07<script>alert(1)</script> | `x` ``` [bold red]loud[/nothing]"
+OTHERS = "a-key-that-no-environment-holds"
 STEPS_HEADER = "time_ns,blocks_used,running,waiting,preempted,tokens,blocked_on_kv"
 
 
@@ -71,6 +72,7 @@ class Misbehaving:
         kind = self.behaviour
         if self.folder:
             (self.folder / "key").write_text(os.environ["VLLM_API_KEY"])
+            (self.folder / "environment").write_text(json.dumps({k: v for k, v in os.environ.items() if "VLLM" in k}))
         if kind == "refuses_usage":
             sys.exit("api_server.py: error: unrecognized arguments: --made-up 1")
         if kind == "silent_exit":
@@ -78,6 +80,8 @@ class Misbehaving:
         if kind == "deaf":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         self.start_processes()
+        if kind == "tells_secrets":
+            self.tell_secrets()
         say("Starting to load model /made/up...", process="Worker")
         if kind == "killed_loading":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -100,6 +104,15 @@ class Misbehaving:
             forever()
         if kind != "no_steps":
             self.steps.write_text(STEPS_HEADER + "\n")
+
+    def tell_secrets(self) -> None:
+        """In pieces, whole, and in the forms in which servers tell them."""
+        for secret in (os.environ["VLLM_API_KEY"], os.environ["HF_TOKEN"]):
+            sys.stdout.write(f"said in pieces: {secret[:7]}")
+            sys.stdout.flush()
+            time.sleep(0.2)
+            print(f"{secret[7:]}, and Authorization: Bearer {secret}", flush=True)
+        say(f"non-default args: {{'api_key': ['{OTHERS}']}}; https://me:{OTHERS}@hub/x; --api-key {OTHERS} --port 1")
 
     def start_processes(self) -> None:
         say("Initializing a V1 LLM engine (v0.32.0) with config: made up", process="EngineCore")
@@ -130,6 +143,8 @@ class Misbehaving:
             raise self.web.HTTPNotFound
         if self.behaviour == "hanging_metrics":
             await asyncio.sleep(3600)
+        if self.behaviour == "floods":
+            return await self.flood(request)
         if self.behaviour == "bad_metrics":
             return self.web.Response(
                 body=b'vllm:num_requests_running{engine="0" 1\nvllm:num_requests_waiting{} NaN\n\xff\xfe{{{'
@@ -183,6 +198,13 @@ class Misbehaving:
         kind = self.behaviour
         if kind == "all_500" or (kind == "some_500" and number == 3):
             return self.web.json_response({"error": {"message": "made to fail", "code": 500}}, status=500)
+        if kind == "tells_secrets":
+            said = f"{os.environ['VLLM_API_KEY']} {os.environ['HF_TOKEN']} password={OTHERS}"
+            return self.web.Response(text=said, status=500)
+        if kind == "redirects":
+            raise self.web.HTTPTemporaryRedirect(f"http://127.0.0.1:{self.port}/elsewhere")
+        if kind == "floods":
+            return await self.flood(request)
         if kind == "hostile":
             return self.web.Response(text=ESCAPES, status=500)
         if kind == "fills_disk" and number == 3:
@@ -228,6 +250,18 @@ class Misbehaving:
         await stream.write(b"data: [DONE]\n\n")
         return stream
 
+    async def flood(self, request):  # type: ignore[no-untyped-def]
+        """Never ends."""
+        stream = self.web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await stream.prepare(request)
+        event = b'data: {"choices":[{"text":"' + b"x" * (1 << 16) + b'"}]}\n\n'
+        while True:
+            await stream.write(event)
+
+    async def elsewhere(self, request):  # type: ignore[no-untyped-def]
+        (self.folder / "followed").touch()
+        return self.web.Response(text="ok")
+
     async def event(self, stream, choices, usage):  # type: ignore[no-untyped-def]
         data = {"id": "cmpl-0", "object": "text_completion", "created": 1, "model": "loadfit",
                 "choices": choices, "usage": usage}  # fmt: skip
@@ -250,7 +284,7 @@ class Misbehaving:
         app = web.Application()
         app.add_routes([
             web.get("/health", self.health), web.get("/metrics", self.metrics), web.post("/pause", self.pause),
-            web.get("/v1/models", self.models),
+            web.get("/v1/models", self.models), web.route("*", "/elsewhere", self.elsewhere),
             web.post("/resume", self.resume), web.post("/collective_rpc", self.rpc),
             web.post("/tokenize", self.tokenize), web.post("/v1/completions", self.complete),
         ])  # fmt: skip

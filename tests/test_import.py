@@ -13,6 +13,7 @@ from conftest import bench
 
 from harness import catalog, evidence, imported, store
 from harness.cli import cli
+from harness.engines.masks import mask
 from harness.errors import UsageError
 from harness.ledger import Account, Phase, Term
 from harness.measure import measure
@@ -319,7 +320,7 @@ SECRETS = {
 
 @pytest.mark.parametrize("line", SECRETS)
 def test_secrets_are_masked(line: str) -> None:
-    assert imported.masked(line) == SECRETS[line]
+    assert mask(line) == SECRETS[line]
 
 
 def test_a_huge_log_is_read_by_its_ends(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UsageError
+from harness.files import read_plain
 
 LARGEST_CONFIG = 64 * 2**20
 LARGEST_HEADER = 100 * 10**6  # what the safetensors library reads
@@ -97,9 +98,7 @@ def _stored(row: dict[str, Any]) -> Stored:
 
 def _mapping(file: Path) -> dict[str, Any]:
     try:
-        if file.stat().st_size > LARGEST_CONFIG:
-            raise UsageError(f"{file}: {file.stat().st_size:,} bytes are too many for a config")
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = json.loads(read_plain(file, LARGEST_CONFIG).decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         why = error.strerror if isinstance(error, OSError) else f"not JSON: {error}"
         raise UsageError(f"{file}: {why}") from None

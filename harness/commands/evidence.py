@@ -51,7 +51,7 @@ def _show(runs: list[Compared]) -> None:
         sizes = [f"{x / GIB:.3f}" for x in (e.mae, e.median, e.p95, e.worst)]
         shares = [f"{x:.2f}" for x in (e.median_percent, e.p95_percent, e.worst_percent)]
         table.add_row(term, name, str(e.runs), *sizes, f"{e.bias / GIB:+.3f}", *shares)
-    Console(width=110).print(table)
+    Console(width=110, markup=False).print(table)
     for name, key in (("GPU", lambda r: r.gpu), ("version", lambda r: ".".join(r.version.split(".")[:2]))):
         shown = ", ".join(f"{value} {e.median_percent:.2f} % ({e.runs})" for value, e in proof.by(runs, key))
         click.echo(f"KV pool, median error by {name}: {shown}")

@@ -37,4 +37,4 @@ def gpus(as_json: bool) -> None:
         bandwidth = "–" if g.bandwidth_bytes_per_s is None else f"{g.bandwidth_bytes_per_s / 1e9:,.0f}"
         flops = "–" if g.bf16_flops is None else f"{g.bf16_flops / 1e12:,.0f}"
         table.add_row(g.name, g.title, gib(g.memory_bytes), gib(g.cuda_total_bytes), bandwidth, flops)
-    Console(width=100).print(table)
+    Console(width=100, markup=False).print(table)

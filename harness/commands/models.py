@@ -167,4 +167,4 @@ def _table(first: str, *heads: str, left: str | None = None) -> Table:
 def _print(table: Table) -> None:
     from rich.console import Console
 
-    Console(width=160).print(table)
+    Console(width=160, markup=False).print(table)

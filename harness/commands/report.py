@@ -24,6 +24,11 @@ def find(path: Path) -> Path:
     return (whole or runs)[-1]
 
 
+def _leads_away(path: Path) -> bool:
+    """Whether ``path`` is a link, and not to what lies beside it, as ``latest`` is."""
+    return path.is_symlink() and path.resolve().parent != path.parent.resolve()
+
+
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path), metavar="RUN")
 @click.option(
@@ -49,6 +54,8 @@ def report(folder: Path, form: str, out: Path | None) -> None:
         from harness.report.tables import from_reading
 
         target = out or reading.record.path / "csv"
+        if out is None and any(_leads_away(link) for link in (reading.record.path, target)):
+            raise RecordError(f"{target} leads to elsewhere: nothing is written through a link (--out names a folder)")
         try:
             paths = from_reading(reading).to_csv(target)
         except OSError as error:

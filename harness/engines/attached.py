@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.engines.log import printable
+from harness.engines.masks import mask
 from harness.errors import MachineError, UsageError
 
 KEY = "VLLM_API_KEY"  # of the environment, as vLLM itself has it
@@ -94,7 +95,8 @@ def attach(url: str) -> Attached:
         version = str(_get(base, "/version").get("version", ""))
     except (MachineError, AttributeError):
         version = ""
-    return Attached(base, printable(name), longest if type(longest) is int else None, printable(version)[:40])
+    name, version = (mask(printable(said), (os.environ.get(KEY, ""),)) for said in (name, version))
+    return Attached(base, name, longest if type(longest) is int else None, version[:40])
 
 
 def _get(base: str, path: str) -> Any:

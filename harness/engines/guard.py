@@ -6,7 +6,8 @@ The one who starts the guard holds the other end of its standard input. When tha
 or because its holder was killed, the guard ends the command: TERM, then KILL to every descendant that is
 still there after GRACE_S seconds; and it removes the folder SCRATCH. On Linux it is the subreaper of all of
 them, so a grandchild that lost its parent comes back here instead of escaping. It exits with the command's
-own code (128 + signal where a signal ended it).
+own code (128 + signal where a signal ended it). What the command says goes through the guard, who takes out the
+keys and tokens of its environment.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ import subprocess
 import sys
 import threading
 import time
+from typing import IO
+
+from harness.engines import masks
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -55,6 +59,20 @@ def _kill_all(deadline: float) -> None:
         time.sleep(0.02)
 
 
+def _hand_on(said: IO[bytes]) -> None:
+    """Copy ``said`` to our own output, masked. A disk that is full is no reason to let the command wait."""
+    masked = masks.Masked(masks.values(os.environ))
+    while piece := os.read(said.fileno(), 1 << 16):
+        _write(masked.feed(piece))
+    _write(masked.end())
+
+
+def _write(text: bytes) -> None:
+    with contextlib.suppress(OSError):
+        while text:
+            text = text[os.write(sys.stdout.fileno(), text) :]
+
+
 def main(argv: list[str]) -> int:
     """Run the command of ``argv`` under guard; returns its exit code."""
     grace_s, scratch, command = float(argv[0]), argv[1], argv[2:]
@@ -71,7 +89,10 @@ def _guard(command: list[str], grace_s: float) -> int:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent)
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            preexec_fn=_die_with_parent,
+        )  # fmt: skip
     except OSError as error:
         print(f"guard: error: {command[0]} can't be started: {error.strerror}", file=sys.stderr, flush=True)
         return 127
@@ -82,6 +103,9 @@ def _guard(command: list[str], grace_s: float) -> int:
         stop.set()
 
     threading.Thread(target=watch_holder, daemon=True).start()
+    assert child.stdout is not None
+    said = threading.Thread(target=_hand_on, args=(child.stdout,), daemon=True)
+    said.start()
     while child.poll() is None and not stop.wait(0.05):
         pass
     if child.poll() is None:
@@ -90,6 +114,7 @@ def _guard(command: list[str], grace_s: float) -> int:
             child.wait(grace_s)
     code = child.poll()
     _kill_all(time.monotonic() + 10)
+    said.join(5)  # all who could write are gone
     if code is None:
         return 128 + signal.SIGKILL
     return code if code >= 0 else 128 - code

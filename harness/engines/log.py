@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from harness.engines.masks import mask
+
 MAX_LINE = 2_000  # characters of a line that are looked at
 MAX_BYTES = 4 << 20  # of a log: so much of its beginning, and so much of its end
 
@@ -60,6 +62,8 @@ def read_lines(path: Path, longest: int = MAX_LINE) -> list[str]:
     ``longest``: so many characters of a line.
     """
     try:
+        if not path.is_file():  # a pipe would have us wait
+            return []
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES)
             size = file.seek(0, 2)
@@ -69,7 +73,7 @@ def read_lines(path: Path, longest: int = MAX_LINE) -> list[str]:
             raw += file.read(MAX_BYTES)
     except OSError:
         return []
-    return [printable(line[:longest]) for line in re.split(r"[\r\n]+", raw.decode("utf-8", "replace")) if line]
+    return [mask(printable(line[:longest])) for line in re.split(r"[\r\n]+", raw.decode("utf-8", "replace")) if line]
 
 
 def plain(line: str) -> str:

@@ -213,7 +213,9 @@ class Server:
         environment = {
             **os.environ,
             "VLLM_API_KEY": self.key,
-            "VLLM_SERVER_DEV_MODE": "1",  # /pause and /collective_rpc, on loopback only
+            # /pause and /collective_rpc, on loopback only, and only where our probe is there to be asked.
+            "VLLM_SERVER_DEV_MODE": "1" if "worker_extension_cls" in self.plan.arguments else "0",
+            "VLLM_ALLOW_INSECURE_SERIALIZATION": "0",  # no pickles between its processes for what HTTP brings
             "VLLM_NO_USAGE_STATS": "1",
             "LOADFIT_STEPS": str(self._steps_path.absolute()),  # the engine lives in another folder
             "TMPDIR": scratch,

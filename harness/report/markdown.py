@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from harness.engines.log import printable
 from harness.report.content import Report, Section
 from harness.report.table import Table
 
@@ -38,7 +39,7 @@ def _body(section: Section) -> list[str]:
         fence = "```"
         while any(fence in line for line in section.quoted):
             fence += "`"
-        parts.append("\n".join([f"{fence}text", *section.quoted, fence]))
+        parts.append("\n".join([f"{fence}text", *map(printable, section.quoted), fence]))
     return parts
 
 
@@ -51,4 +52,4 @@ def _table(table: Table) -> str:
 
 
 def _escape(text: str) -> str:
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+    return _SPECIAL.sub(r"\\\1", " ".join(printable(text).split()))

@@ -70,6 +70,7 @@ class Run:
         paths = []
         for name, frame in self.frames().items():
             paths.append(target / f"{name}.csv")
+            paths[-1].unlink(missing_ok=True)  # what lies there may be a link to a file of somebody's
             frame.to_csv(paths[-1], index=False)
         return paths
 

@@ -8,6 +8,7 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from harness.engines.log import printable
 from harness.report.content import Report, Section
 from harness.report.table import Table
 
@@ -32,17 +33,22 @@ def render(report: Report) -> str:
     return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
 
 
+def _text(text: str, style: str = "") -> Text:
+    """Never read as markup, and nothing in it that a terminal would act on; its own line ends stay."""
+    return Text("\n".join(map(printable, text.split("\n"))), style=style)
+
+
 def _layout(report: Report, width: int = WIDTH) -> RenderableType:
-    parts: list[RenderableType] = [Text(report.title, style="bold"), *(Text(line) for line in report.lead)]
+    parts: list[RenderableType] = [_text(report.title, style="bold"), *(_text(line) for line in report.lead)]
     for section in report.sections:
-        parts += ["", Text(section.title, style="bold")]
+        parts += ["", _text(section.title, style="bold")]
         parts += _body(section, width)
     if report.expectation_met is not None:
         parts.append("")
         if report.expectation_met:
-            parts.append(Text("As expected: every expectation of the scenario is met.", style="green"))
+            parts.append(_text("As expected: every expectation of the scenario is met.", style="green"))
         else:
-            parts += [Text(line, style="bold red") for line in report.expectation_failed]
+            parts += [_text(line, style="bold red") for line in report.expectation_failed]
     return Group(*parts)
 
 
@@ -50,10 +56,10 @@ def _body(section: Section, width: int) -> list[RenderableType]:
     parts: list[RenderableType] = []
     if section.sentences:
         joined = " ".join if section.flowing else "\n".join
-        parts.append(Padding(Text(joined(section.sentences)), (0, 0, 0, 2), expand=False))
+        parts.append(Padding(_text(joined(section.sentences)), (0, 0, 0, 2), expand=False))
     if section.table:
         parts.append(Padding(_table(section.table, width - 2), (0, 0, 0, 2), expand=False))
-    parts += [Padding(Text(line), (0, 0, 0, 2), expand=False) for line in section.quoted]
+    parts += [Padding(_text(line), (0, 0, 0, 2), expand=False) for line in section.quoted]
     return parts
 
 
@@ -64,9 +70,9 @@ def _table(table: Table, width: int) -> RenderableType:
     rich = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
     for i in shown:
         name, left = table.columns[i], i in table.left
-        rich.add_column(name, justify="left" if left else "right", overflow="fold", no_wrap=not left)
+        rich.add_column(_text(name), justify="left" if left else "right", overflow="fold", no_wrap=not left)
     for row in table.rows:
-        rich.add_row(*(Text(row[i], style=_STYLES.get(row[i], "")) for i in shown))
+        rich.add_row(*(_text(row[i], style=_STYLES.get(row[i], "")) for i in shown))
     return rich
 
 
@@ -81,8 +87,9 @@ def _stacked(table: Table, shown: list[int]) -> Text:
     """What no narrow terminal has room for side by side: a line for each cell that says something."""
     text = Text()
     for row in table.rows:
-        text.append(f"{row[shown[0]]}\n", style="bold")
+        text.append(f"{printable(row[shown[0]])}\n", style="bold")
         for i in (i for i in shown[1:] if row[i]):
-            text.append(f"  {table.columns[i]}: ").append(f"{row[i]}\n", style=_STYLES.get(row[i], ""))
+            text.append(f"  {printable(table.columns[i])}: ")
+            text.append(f"{printable(row[i])}\n", style=_STYLES.get(row[i], ""))
     text.rstrip()
     return text

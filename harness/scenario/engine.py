@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,6 +13,7 @@ from harness import catalog
 from harness.errors import UsageError
 from harness.scenario.fields import LARGEST_BYTES, Fault, Part, Size, Tokens
 from harness.scenario.speculative import Speculative
+from harness.scenario_text import show
 
 if TYPE_CHECKING:
     from harness.scenario.scenario import Scenario
@@ -87,21 +90,50 @@ class Engine(Part):
     )
 
 
-# What bench says itself, and what loads code that the scenario does not show.
+# What bench says itself, what loads code that the scenario does not show, and what reaches out of the run: other
+# addresses, other files, secrets on a command line.
 _OURS = (
     "model", "served_model_name", "host", "port", "uds", "api_key", "tokenizer", "scheduler_cls", "worker_cls",
     "worker_extension_cls", "load_format", "skip_tokenizer_init", "middleware", "root_path", "config", "download_dir",
     "tool_parser_plugin", "reasoning_parser_plugin", "logits_processors", "io_processor_plugin", "hf_token",
     "kv_transfer_config", "ec_transfer_config", "allowed_local_media_path", "log_config_file", "headless",
+    "model_class_overrides", "model_loader_extra_config", "kv_events_config", "weight_transfer_config", "lora_modules",
+    "profiler_config", "additional_config", "otlp_traces_endpoint", "master_addr", "master_port", "grpc",
 )  # fmt: skip
+_WHOLE_NAMES = ("reasoning_parser",)  # an argument by itself, though one of those above begins like it
+# Names that a later vLLM may have for more of the same, also inside a value that is a JSON mapping.
+_REACHES_OUT = re.compile(r"(?:^|_)(?:plugin|cls|path|dir|addr|address|port|token|key|ssl_\w+)$|_plugins?_|^debug_dump")
 
 
 def _argument_faults(engine: Engine) -> Iterator[Fault]:
-    for name in engine.arguments:
-        if name in Engine.model_fields:
-            yield ("engine", "arguments", name), f"a key of the scenario itself: say engine.{name}"
-        elif name in _OURS:
-            yield ("engine", "arguments", name), "bench sets this itself, or it would load code that the scenario hides"
+    for name, value in engine.arguments.items():
+        at = ("engine", "arguments", name)
+        # vLLM's parser takes the beginning of a name for the name.
+        ours = name not in _WHOLE_NAMES and any(own.startswith(name) for own in _OURS)
+        field = next((key for key in Engine.model_fields if key.startswith(name)), None)
+        if field and (field == name or not ours):
+            yield at, f"a key of the scenario itself: say engine.{field}"
+        elif ours or _REACHES_OUT.search(name):
+            yield at, "bench sets this itself, or it would load code that the scenario hides"
+        elif isinstance(value, str) and value.startswith("-"):
+            yield at, "a value that begins with '-' would be read as an argument"
+        elif isinstance(value, str) and (hidden := next(filter(_REACHES_OUT.search, _keys(value)), None)):
+            yield at, f"{show(hidden)} in it would load code that the scenario hides, or reach out of the run"
+
+
+def _keys(value: str) -> Iterator[str]:
+    """The keys of a value that is JSON, at any depth."""
+    try:
+        left = [json.loads(value)]
+    except (ValueError, RecursionError):
+        return
+    while left:
+        data = left.pop()
+        if isinstance(data, dict):
+            yield from (key.replace("-", "_") for key in data)
+            left += data.values()
+        elif isinstance(data, list):
+            left += data
 
 
 def engine_faults(s: Scenario) -> Iterator[Fault]:

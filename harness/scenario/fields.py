@@ -8,9 +8,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
+from harness.files import read_plain
 from harness.units import parse_bytes
 
 LARGEST_BYTES = 2**50
+LARGEST_FILE = 2**30  # of recorded requests: ten million of them
 
 
 def _bytes(value: Any) -> int:
@@ -56,7 +58,7 @@ class FilePart(Part):
     def read(self, folder: Path) -> None:
         """Take in the file. Raises ScenarioError with the line at fault, OSError or ValueError where there is none."""
         self._path = folder / self.file
-        self._text = self._path.read_text(encoding="utf-8", errors="replace")
+        self._text = read_plain(self._path, LARGEST_FILE).decode("utf-8", "replace")
         self._take(self._text.splitlines())
 
     def _take(self, lines: list[str]) -> None:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from harness import catalog, scenario_text
 from harness.architecture import from_config
 from harness.errors import Problem, ScenarioError, UsageError, nearest
+from harness.files import read_plain
 from harness.scenario.device import device_faults
 from harness.scenario.engine import engine_faults
 from harness.scenario.fields import Fault
@@ -31,7 +32,7 @@ def load_scenario(path: str | Path, overrides: Sequence[str] = ()) -> Scenario:
     """
     path = Path(path)
     try:
-        raw = path.read_bytes()
+        raw = read_plain(path, scenario_text.MAX_FILE_BYTES)
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         near = nearest(path.name, _names_beside(path))
