@@ -88,11 +88,11 @@ def obstacle(mode: Mode, scenario: Scenario, prediction: Account) -> str | None:
         return "the scenario has no load"
     if scenario.load.adapters:
         return "the load asks for LoRA adapters, and there are none to serve"
+    if mode is Mode.MEASURED and scenario.engine.entrypoint != "server":
+        return "engine.entrypoint: what is measured is a server"
     try:
         if mode is Mode.MEASURED and scenario.gpu is not None:
             _here(scenario)
-            if scenario.engine.entrypoint != "server":
-                return "engine.entrypoint: what is measured is a server"
             _weights_source(scenario)
             vllm.require_gpu_build()
             return None

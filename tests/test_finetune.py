@@ -311,6 +311,7 @@ training: {method: lora}
         (("rtx-4090-24gb", "rtx-4090-24gb, count: 2"), "gpu.count: fine-tuning is predicted for one device"),
         (("gpu: {name: rtx-4090-24gb}", "device: cpu"), "device: fine-tuning is predicted for a gpu"),
         (("training:", "engine: {max_model_len: 8}\ntraining:"), "engine: belongs to serving"),
+        (("gpu: {", "gpu: {in_use: 3 GiB, "), "gpu.in_use: belongs to serving"),
         (("training:", "expect: {holds: true}\ntraining:"), "expect.holds: belongs to serving"),
     ],
 )

@@ -147,6 +147,14 @@ def test_on_this_computer_every_key_reaches_vllm_too() -> None:
         on_this_computer(arguments={"made_up": 1})
 
 
+@pytest.mark.parametrize("device", [{}, {"gpu": None, "device": "cpu"}])
+def test_the_llm_class_is_not_measured_by_a_server(device: dict[str, Any]) -> None:
+    asked = scenario(**device, engine={"entrypoint": "llm", "kv_cache_memory_bytes": "4 GiB"})
+    assert modes.obstacle(modes.Mode.MEASURED, asked, predict(asked)) == (
+        "engine.entrypoint: what is measured is a server"
+    )
+
+
 @pytest.mark.parametrize("name", ["port", "middleware", "worker_extension_cls", "kv_transfer_config", "api_key"])
 def test_what_is_ours_or_loads_code_is_refused(name: str) -> None:
     with pytest.raises(ScenarioError, match=f"engine.arguments.{name}: bench sets this itself"):

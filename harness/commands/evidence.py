@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from typing import TYPE_CHECKING
 
 import click
@@ -54,7 +55,7 @@ def _show(runs: list[Compared]) -> None:
     Console(width=110, markup=False).print(table)
     for name, key in (("GPU", lambda r: r.gpu), ("version", lambda r: ".".join(r.version.split(".")[:2]))):
         shown = ", ".join(f"{value} {e.median_percent:.2f} % ({e.runs})" for value, e in proof.by(runs, key))
-        click.echo(f"KV pool, median error by {name}: {shown}")
+        click.echo(textwrap.fill(f"KV pool, median error by {name}: {shown}", 100, subsequent_indent="  "))
     exact, known = proof.rates(runs)
     right, judged = proof.verdicts(runs)
     pools = sum(r.error("kv") is not None for r in runs)

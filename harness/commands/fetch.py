@@ -62,7 +62,7 @@ def _from_hub(name: str, revision: str | None) -> tuple[str, str | None, dict[st
     except hub.errors.NotASafetensorsRepoError:
         return config, beside, {}
     except Exception as error:  # the client's own, of the network, of the server: each is one line here
-        first = (str(error).splitlines() or [""])[0][:200]
+        first = (str(error).splitlines() or [""])[0].partition(". ")[0][:200]
         raise MachineError(f"bench fetch: the hub has no answer for {name}: {type(error).__name__}: {first}") from None
     header: dict[str, Any] = {}
     for file in found.files_metadata.values():

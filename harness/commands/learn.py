@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import textwrap
 
 import click
 
@@ -32,7 +33,7 @@ def learn(name: str | None, seed: int, as_json: bool) -> None:
             click.echo(json.dumps({"schema": 1, "experiments": listed}, indent=1))
         else:
             for known, experiment in EXPERIMENTS.items():
-                click.echo(f"{known:<18}{experiment.question}")
+                click.echo(textwrap.fill(f"{known:<18}{experiment.question}", 100, subsequent_indent=" " * 18))
         return
     find(name)
     # On matrices this small a second thread only waits for the first.

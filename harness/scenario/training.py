@@ -70,6 +70,8 @@ def training_faults(s: Scenario) -> Iterator[Fault]:
     for key in ("engine", "load", "slo", "weights"):
         if key in s.model_fields_set:
             yield (key,), "belongs to serving: kind: finetune has training instead"
+    for key in sorted({"in_use", "efficiency"} & (s.gpu.model_fields_set if s.gpu else set())):
+        yield ("gpu", key), "belongs to serving: a training step has the device to itself, and no time"
     for key in ("admits", "starts", "holds", "slo"):
         if getattr(s.expect, key) is not None:
             yield ("expect", key), "belongs to serving: kind: finetune has loads and steps"
