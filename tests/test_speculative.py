@@ -14,9 +14,12 @@ from harness.ledger import RungName, Term
 from harness.predict import kv_cache, predict, settings
 from harness.predict.kv_cache import bytes_per_token
 from harness.predict.kv_groups import groups, with_draft
+from harness.predict.limits import bounds
 from harness.predict.quantization import own_quantization
+from harness.predict.step_time import clock
 from harness.predict.weights import draft_weights, tensors
 from harness.scenario import Scenario, parse_scenario
+from harness.simulate import Speculation
 from tests.hybrid_configs import CONFIGS
 from tests.test_vllm_planner import ours, shallow
 from tests.vllm_oracle import Specs, Vllm, as_one_of, as_specs, build, build_drafter, layer_specs, vllm_on_meta
@@ -218,6 +221,20 @@ def test_older_names_of_mtp_are_the_same():
     ]
     assert runs[0].ledger == runs[1].ledger
     assert "the MTP layers' " in next(e.source for e in runs[0].ledger.entries if e.term == Term.WEIGHTS)
+
+
+@pytest.mark.parametrize("engine", [DRAFT, NGRAM])
+def test_steps_with_a_drafter_have_no_predicted_time(engine: str):
+    found = clock(read := scenario(engine), from_config(read.config()), settings(read))
+    assert (found == "what a drafter's own passes take is not modelled") is (engine == DRAFT)
+
+
+def test_mtp_takes_no_row_of_the_budget_and_computes_the_last_found_block_again():
+    engine, load = f"tensor_parallel_size: 8, {MTP}", LOAD.replace("users", "accepted_tokens: 1.5, users")
+    found = bounds(scenario(engine, "0.32", "deepseek-v3", load, gpus=8), 100).speculation
+    assert found == Speculation(2, 1.5, lookahead=2, rows=0, drops_block=True)
+    held = predict(scenario(MTP, "0.32", "qwen3.5-9b", f"{load}")).rung("HOLDS")
+    assert held.holds is None and "MTP layers beside several block tables are not simulated" in held.reason
 
 
 @pytest.mark.parametrize(("model", "engine", "words"), [

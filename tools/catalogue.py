@@ -15,14 +15,16 @@ import json
 import re
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from harness.architecture import from_config  # noqa: E402
+from harness.architecture import from_config, mtp  # noqa: E402
 from harness.architecture.checkpoint import module_names  # noqa: E402
+from harness.errors import UsageError  # noqa: E402
 from harness.predict.inventory import inventory  # noqa: E402
 from harness.predict.quantization.methods import of_config  # noqa: E402
 
@@ -130,11 +132,13 @@ def shortened(config: dict[str, Any]) -> dict[str, Any]:
     if not own:
         return config
     patterns = [name for key in MODULES for name in own.get(key) or ()]
-    architecture = from_config(config)
+    made = [from_config(config)]
+    with suppress(UsageError):  # few have MTP layers
+        made.append(mtp(config))
     known = {
         name.format(layer)
-        for part in architecture.components if part.quantizable or part.kind in ("lm_head", "embedding")
-        for name in module_names(part, patterns) for layer in range(architecture.layers)
+        for model in made for part in model.components if part.quantizable or part.kind in ("lm_head", "embedding")
+        for name in module_names(part, patterns) for layer in range(model.layers)
     }  # fmt: skip
     short = {k: own[k] for k in KEPT_OF_QUANTIZATION if own.get(k) is not None}
     if isinstance(own.get("producer"), dict):

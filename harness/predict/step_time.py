@@ -69,6 +69,8 @@ def step_time(
         return "how the stages of a pipeline overlap is not modelled"
     if any(kind.kind not in (FULL, MLA) for kind in a.kv_kinds):
         return "what layers read that do not keep the whole context is not modelled"
+    if settings.draft is not None:
+        return "what a drafter's own passes take is not modelled"
     if gpu.bandwidth_bytes_per_s is None or peak is None:
         what = "bandwidth" if gpu.bandwidth_bytes_per_s is None else "bf16 FLOP/s"
         return f"no source gives the {what} of {gpu.name}"
