@@ -363,11 +363,21 @@ class _Run:
         # The first requests of users are to start together: they queue while the scheduler is paused.
         paused = not (load.open or self.attached) and await client.post("/pause?mode=keep") is not None
 
+        all_sent = False
+
         async def start_together() -> None:
             if paused:
                 await asyncio.sleep(SETTLE_S)
                 self.mark(store.RESUMED)
                 await client.post("/resume")
+                if all_sent:
+                    self.mark(Phase.DRAIN)
+
+        def on_all_sent() -> None:
+            nonlocal all_sent
+            all_sent = True
+            if not paused or store.RESUMED in self.marks:  # while they are held back nothing drains
+                self.mark(Phase.DRAIN)
 
         def on_answer(answer: Answer) -> None:
             self._record(table, answer)
@@ -378,7 +388,7 @@ class _Run:
         driving = asyncio.create_task(
             drive(
                 client, load, prompt_of, on_answer, keep_text=self.session.real_text, on_start=start_together,
-                on_all_sent=lambda: self.mark(Phase.DRAIN),
+                on_all_sent=on_all_sent,
             )
         )  # fmt: skip
         try:

@@ -57,7 +57,7 @@ def test_memory_hardly_moves_while_the_pool_fills(measured: Ran) -> None:
 
 def test_phases_are_marked_in_order(either: Ran) -> None:
     marks = harness.load_run(either.folder).marks
-    assert list(marks["phase"]) == ["start", "loading", "weights_loaded", "idle", "load", "drain", "stop"]
+    assert list(marks["phase"]) == ["start", "loading", "weights_loaded", "idle", "load", "resumed", "drain", "stop"]
     assert marks["time_ns"].is_monotonic_increasing
 
 

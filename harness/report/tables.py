@@ -34,7 +34,9 @@ class Run:
                    reading; v1: reserved is in used), gpu_percent, memory_percent, power_mw, temperature_c,
                    throttle_reasons (bits), ecc_uncorrected, xid: NVML's readings of each GPU.
     ``metrics``    time_ns, kv_cache_usage (0..1), running, waiting, preemptions, generation_tokens: from /metrics.
-    ``steps``      time_ns, blocks_used, running, waiting, preempted, tokens, blocked_on_kv (0/1): one row for each
+    ``steps``      time_ns, blocks_used, running, waiting, preempted, tokens, blocked_on_kv (0/1), kv_tokens (context
+                   that decoding requests read), pairs ((query, key) pairs of prefills), paced_ns (what a timed
+                   rehearsal waited for; 0: not), took_ns: one row for each
                    scheduler step that scheduled tokens.
     ``requests``   index, prompt_tokens, output_tokens (asked), tokens_out (the engine's count), sent_ns, first_ns,
                    end_ns, status (ok, cut, http, connection, unfinished), error, text.
