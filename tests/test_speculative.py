@@ -247,6 +247,16 @@ def test_mtp_layers_that_are_not_known_are_refused(model: str, engine: str, word
         settings(scenario(engine, "0.32", model))
 
 
+@pytest.mark.parametrize("wrong", [
+    {"num_nextn_predict_layers": -1}, {"num_nextn_predict_layers": "one"}, {"num_nextn_predict_layers": 10**9},
+    {"quantization_config": ["NVFP4"]},
+])  # fmt: skip
+def test_an_absurd_config_is_one_line(wrong: dict[str, object]):
+    config = json.dumps({**catalog.model_config("deepseek-v3"), **wrong})
+    with pytest.raises(UsageError, match=r"^config: \w+: expected "):
+        settings(scenario(MTP, "0.32", config))
+
+
 def test_layers_take_turns_so_the_tokens_must_come_out_even():
     config = {**catalog.model_config("deepseek-v3"), "num_nextn_predict_layers": 2}
     three = MTP.replace("2}", "3}")

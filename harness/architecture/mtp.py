@@ -29,7 +29,7 @@ class Predictor:
     """
 
     key: str = "num_nextn_predict_layers"
-    default: int | None = None
+    default: int = 0
     each: bool = True
     root: str | None = None
 
@@ -55,11 +55,12 @@ def mtp(config: dict[str, Any]) -> Architecture:
             f"(known: {', '.join(PREDICTORS)})"
         )
     read = Reader(text, {})
-    layers = read.number(found.key, found.default if found.default is not None else 0)
+    layers = read.number(found.key, found.default)
     if not layers:
         raise UsageError(f"engine.speculative_config: the model has no MTP layers ({found.key} of its config)")
     before = 0 if found.root else read.count("num_hidden_layers")
-    plain = (config.get("quantization_config") or {}).get("quant_algo") == "NVFP4"
+    stated = config.get("quantization_config")
+    plain = isinstance(stated, dict) and stated.get("quant_algo") == "NVFP4"
     return _behind(before, found, _alone(text, layers), plain)
 
 
