@@ -138,3 +138,11 @@ def test_which_rules_predict_a_version_is_told() -> None:
     assert told("0.32.1") == ["vLLM 0.32.1 is predicted with the rules read in 0.32."]
     changed = "is predicted with the rules read in 0.32 and the changes read in 0.33."
     assert told("0.33") == [f"vLLM 0.33 {changed}"] and told("0.99") == [f"vLLM 0.99 {changed}"]
+
+
+def test_a_release_that_schedules_step_by_step_is_not_said_to_be_ahead() -> None:
+    def told(version: str) -> list[str]:
+        return [n for n in predict(scenario("llama-3.1-8b", engine=f"vllm: '{version}'")).notes if "synchronous" in n]
+
+    assert told("0.13.0") == ["The load is simulated with the synchronous scheduler of vLLM 0.32."]
+    assert "one step ahead by default" in told("0.14.0")[0]

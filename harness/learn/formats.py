@@ -16,13 +16,12 @@ class Float:
 
     name: str
     mantissa_bits: int
-    exponent_bits: int
     smallest: float
     largest: float
 
 
-FP16 = Float("fp16", 10, 5, 2.0**-24, 65504.0)
-BF16 = Float("bf16", 7, 8, 2.0**-133, float(2.0**127 * (2 - 2.0**-7)))
+FP16 = Float("fp16", 10, 2.0**-24, 65504.0)
+BF16 = Float("bf16", 7, 2.0**-133, float(2.0**127 * (2 - 2.0**-7)))
 
 
 def as_fp16(values: Array) -> Array:

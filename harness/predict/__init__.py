@@ -22,6 +22,7 @@ from harness.units import gib
 
 __all__ = ["Settings", "predict", "settings"]
 
+_ASYNC_SINCE = (0, 14)  # https://github.com/vllm-project/vllm/pull/27614
 DEVICE = "gpu0"
 
 
@@ -158,7 +159,7 @@ def _time_notes(figures: LoadFigures, gpu: Gpu) -> tuple[str, ...]:
 def _simulation_notes(scenario: Scenario, figures: LoadFigures) -> tuple[str, ...]:
     if figures.steps is None or scenario.engine.async_scheduling:
         return ()
-    return (
-        f"The load is simulated with the synchronous scheduler of vLLM {catalog.checked_version()}; a GPU's vLLM "
-        "schedules one step ahead by default (engine.async_scheduling: true simulates that).",
-    )
+    ahead = "; a GPU's vLLM schedules one step ahead by default (engine.async_scheduling: true simulates that)"
+    since = catalog.version_key(scenario.engine.vllm) >= _ASYNC_SINCE
+    said = f"The load is simulated with the synchronous scheduler of vLLM {catalog.checked_version()}"
+    return (f"{said}{ahead if since else ''}.",)
