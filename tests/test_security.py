@@ -27,9 +27,10 @@ from rich.console import Console
 from test_faults import MEASURED, MODEL, SERVER, Run, assert_clean, finish, launch, processes, report, wait_for
 
 from harness import store
+from harness.architecture.folder import read_config, read_headers
 from harness.client import LONGEST_ANSWER, Client
-from harness.engines import masks, vllm
-from harness.errors import RecordError, ScenarioError, UsageError
+from harness.engines import attached, masks, vllm
+from harness.errors import MachineError, RecordError, ScenarioError, UsageError
 from harness.report import markdown, text
 from harness.report.content import Report, Section
 from harness.report.table import Table
@@ -349,6 +350,23 @@ def test_a_redirection_is_no_way_to_have_the_load_or_the_key(listening: Callable
     assert others == [False, None, None] and stolen == []
 
 
+@pytest.mark.parametrize("kind", ["drip", *ANSWERS])
+def test_an_attached_server_without_an_end_is_one_line(
+    kind: str, listening: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drip(to: socket.socket) -> None:
+        for byte in HEAD * 100:
+            to.sendall(bytes([byte]))
+            time.sleep(0.05)
+
+    monkeypatch.setattr(attached, "TIMEOUT_S", 1.0)
+    url, _ = listening({"drip": drip, **ANSWERS}[kind])
+    began = time.monotonic()
+    with pytest.raises(MachineError, match=r"^--attach: [^\n]*$"):
+        attached.attach(url)
+    assert time.monotonic() - began < 5
+
+
 def test_a_run_goes_on_beside_a_flood(tmp_path: Path) -> None:
     run = launch(tmp_path, "floods", "--measure", scenario={**MEASURED, "load": {**LOAD_OF_ONE, "timeout_s": 30}})
     peak = 0
@@ -507,7 +525,7 @@ def test_a_scenario_or_config_without_an_end_is_one_line(tmp_path: Path) -> None
         with pytest.raises(ScenarioError, match=r"not a plain file|larger than 1 MiB|more than the 1,048,576"):
             load_scenario(path)
     (tmp_path / "config.json").symlink_to("/dev/zero")
-    from harness.architecture.folder import read_config
-
-    with pytest.raises(UsageError, match="not a plain file"):
-        read_config(tmp_path)
+    os.mkfifo(tmp_path / "model.safetensors")
+    for read in (read_config, read_headers):
+        with pytest.raises(UsageError, match="not a plain file"):
+            read(tmp_path)

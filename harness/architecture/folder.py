@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -68,6 +69,8 @@ def read_headers(folder: Path) -> dict[str, Stored]:
             state = file.stat()
         except OSError as error:
             raise UsageError(f"{file}: {error.strerror}") from None
+        if not stat.S_ISREG(state.st_mode):
+            raise UsageError(f"{file}: not a plain file")
         found.update(_header(file, state.st_mtime_ns, state.st_size))
     return found
 

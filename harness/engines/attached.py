@@ -5,10 +5,12 @@ Nothing of its log, its scheduler or its workers can be had; /metrics can, and N
 
 from __future__ import annotations
 
+import http.client
 import ipaddress
 import json
 import os
 import socket
+import threading
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -100,6 +102,26 @@ def attach(url: str) -> Attached:
 
 
 def _get(base: str, path: str) -> Any:
+    """The JSON there. A server that drips is not waited for: ``TIMEOUT_S`` is of each piece, twice as long of all."""
+    found: list[Any] = []
+
+    def ask() -> None:
+        try:
+            found.append(_ask(base, path))
+        except MachineError as error:
+            found.append(error)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(2 * TIMEOUT_S)
+    if not found:
+        raise MachineError(f"--attach: {base}: {path} has not answered within {2 * TIMEOUT_S:.0f} s")
+    if isinstance(found[0], MachineError):
+        raise found[0]
+    return found[0]
+
+
+def _ask(base: str, path: str) -> Any:
     request = urllib.request.Request(base + path, headers={"Authorization": f"Bearer {os.environ.get(KEY, '')}"})
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Stay())  # the key goes nowhere else
     try:
@@ -108,6 +130,6 @@ def _get(base: str, path: str) -> Any:
     except urllib.error.HTTPError as error:
         why = f"it refuses the key (set {KEY})" if error.code in (401, 403) else f"{path} answers {error.code}"
         raise MachineError(f"--attach: {base}: {why}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
         reason = getattr(error, "reason", None) or error
         raise MachineError(f"--attach: no server answers at {base}: {printable(str(reason))[:200]}") from None
