@@ -311,8 +311,9 @@ def read(path: str | Path) -> RunRecord:
     names = COLUMNS if ran else ()
     tables = {name: _read_table(folder / f"{name}.csv", name, problems, expected=own) for name in names}
     log = folder / ENGINE_LOG
-    if log.is_symlink():
-        problems.append(f"{ENGINE_LOG} is left out: a link to elsewhere")
+    odd = "a link to elsewhere" if log.is_symlink() else "not a file" if log.exists() and not log.is_file() else ""
+    if odd:
+        problems.append(f"{ENGINE_LOG} is left out: {odd}")
     return RunRecord(
         path=folder,
         manifest=manifest,
@@ -320,7 +321,7 @@ def read(path: str | Path) -> RunRecord:
         prediction=prediction or Account(),
         rehearsal=rehearsal,
         tables=tables,
-        log_lines=() if log.is_symlink() else tuple(read_lines(log)),
+        log_lines=() if odd else tuple(read_lines(log)),
         frames=() if ran else tuple(_read_frames(folder / FRAMES, problems)),
         problems=tuple(problems),
     )

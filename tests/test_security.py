@@ -474,6 +474,8 @@ def test_a_folder_of_somebody_else_shows_no_file_of_ours(name: str, whole: Path,
             code, stdout, stderr = report(folder, form, out)
             assert code == 0 or (code == 2 and stderr.startswith("bench: "))
             assert "PRIVATE-KEY" not in stdout + stderr
+            if form == "text" and code == 0:
+                assert name in stdout and re.search("not a (plain )?file" if kind == "pipe" else "a link to", stdout)
         assert not any("PRIVATE-KEY" in file.read_text() for file in (tmp_path / "csv").glob("*"))
 
 

@@ -366,7 +366,8 @@ def _notes(reading: Reading) -> Iterable[str]:
     record = reading.record
     yield from record.prediction.notes
     yield from record.rehearsal.notes if record.rehearsal else ()
-    yield from reading.measured.notes if reading.measured else ()
+    # What could not be read of the folder is among a measurement's notes.
+    yield from reading.measured.notes if reading.measured else record.problems
     if record.manifest.get("digest") not in (None, reading.scenario.digest):
         yield "scenario.yaml is not what was run: it was changed or cut short since (its digest is another)."
     ran = str(record.manifest.get("engine", {}).get("version", ""))
