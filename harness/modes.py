@@ -168,7 +168,7 @@ def limits_of(scenario: Scenario, kv: KvPool) -> Limits:
 
 
 # Limits that no argument of the same name gives.
-_NOT_ARGUMENTS = ("num_blocks", "tables", "speculation", "max_loras")
+_NOT_ARGUMENTS = ("num_blocks", "tables", "speculation", "max_loras", "cuts_lone_prefill")
 
 
 def _scheduler_arguments(bounds: Limits) -> Arguments:

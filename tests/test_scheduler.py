@@ -36,6 +36,7 @@ def against_vllm(work: Load, limits: Limits, step_time: StepTime = TIMELESS) -> 
     """Simulate, drive vLLM's scheduler, and demand the same at every step."""
     import vllm_scheduler
 
+    limits = vllm_scheduler.as_installed(limits)
     steps: list[tuple[int, int, int, int]] = []
     latencies: dict[str, list[int]] = {}
     theirs = vllm_scheduler.run(work, limits, per_step=steps, step_time=step_time, latencies=latencies)
@@ -340,6 +341,25 @@ def test_options_that_vllm_refuses_are_refused(keys: list[str], text: str) -> No
     with pytest.raises(UsageError) as error:
         predict(scenario)
     assert str(error.value) == text
+
+
+def test_a_threshold_for_long_prefills_spares_who_is_alone_from_0_31_on() -> None:
+    work, limits = load(requests=1, prompt_tokens=100, output_tokens=1), Limits(10, 16, 8, 256, 512)
+    limits = replace(limits, long_prefill_token_threshold=30)
+    spared, cut = (simulate(work, replace(limits, cuts_lone_prefill=c)).figures.steps for c in (False, True))
+    assert (spared, cut) == (1, 4)
+    for version, cuts in (("0.30", True), ("0.31", False)):
+        scenario = load_scenario(SCENARIOS / "70b_8k_int4.yaml", [f"engine.vllm={version}"])
+        limits = limits_of(scenario, predict(scenario).kv)
+        assert limits.cuts_lone_prefill == cuts and "cuts_lone_prefill" not in _scheduler_arguments(limits)
+
+
+@pytest.mark.parametrize(("version", "judged"), [("0.30", False), ("0.31", True)])
+def test_adapters_are_judged_where_they_queue_as_simulated(version: str, judged: bool) -> None:
+    changed = [f"engine.vllm={version}", "engine.enable_lora=true", "load.adapters=2"]
+    rung = predict(load_scenario(SCENARIOS / "8b_24gb_int4_under_load.yaml", changed)).rung("HOLDS")
+    assert rung and (rung.holds is not None) == judged
+    assert judged or "how vLLM before 0.31 queues requests" in rung.reason
 
 
 def test_a_pool_too_small_for_one_request_is_refused() -> None:

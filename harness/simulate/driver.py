@@ -69,8 +69,8 @@ class Driver(ABC, Generic[T]):
         self.waiting.until(self.began_ps if self.limits.async_scheduling else self.now_ps)
 
     def _begin_step(self) -> None:
-        """A threshold for long prefills protects others; a request that is alone has the whole budget."""
-        alone = len(self.running) + len(self.waiting) <= 1
+        """A threshold for long prefills protects others; from 0.31 on, a request that is alone has the whole budget."""
+        alone = len(self.running) + len(self.waiting) <= 1 and not self.limits.cuts_lone_prefill
         self._longest_chunk = UNBOUNDED if alone else self.limits.long_prefill_token_threshold or UNBOUNDED
 
     def _count_step(self, tokens: int, kv_tokens: int, pairs: int) -> None:

@@ -45,6 +45,7 @@ class Limits:
     enable_prefix_caching: bool = True
     enable_chunked_prefill: bool = True
     long_prefill_token_threshold: int = 0  # 0: none
+    cuts_lone_prefill: bool = False  # the threshold holds for a request that is alone, too: before 0.31
     scheduler_reserve_full_isl: bool = True
     watermark: float = 0.0
     async_scheduling: bool = False
