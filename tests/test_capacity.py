@@ -206,3 +206,9 @@ def test_windows_are_judged_but_not_compared_with_contiguous_memory(model: str) 
     limits = ["engine.max_num_seqs=16", "engine.max_model_len=1024"]
     ran = bench("capacity", SCENARIOS / "70b_8k_int4.yaml", *chosen, *(x for c in load + limits for x in ("--set", c)))
     assert ran.code == 0 and "users" in ran.out
+
+
+def test_a_context_of_one_length_is_told_from_lengths_that_are_drawn() -> None:
+    shown = bench("capacity", SCENARIOS / "8b_24gb_poisson.yaml").out
+    assert "asked: up to 7,300 tokens" in shown and "Prompts are of one length there, drawn in what is asked." in shown
+    assert "asked: 8,192 tokens" in bench("capacity", SCENARIOS / "70b_8k_int4.yaml").out

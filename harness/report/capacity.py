@@ -57,7 +57,10 @@ def build(capacity: Capacity, rehearsed: Sequence[Rehearsed] = ()) -> Report:
 def _sections(capacity: Capacity) -> Iterator[Section]:
     for answer in capacity.answers:
         title, _, _ = TITLES[answer.what]
-        yield Section(title, (_sentence(answer, capacity.scenario.slo),), _table(answer, capacity.scenario.slo))
+        alike = ("Prompts are of one length there, drawn in what is asked.",) if _drawn(answer) else ()
+        yield Section(
+            title, (_sentence(answer, capacity.scenario.slo), *alike), _table(answer, capacity.scenario.slo)
+        )
     first = capacity.answers[0]
     if first.at:
         frames = first.at.simulation.timeline
@@ -69,6 +72,12 @@ def _sections(capacity: Capacity) -> Iterator[Section]:
             f"Over the load of {_count(first, first.largest)}",
             quoted=tuple(picture(points, capacity.account.kv.usable_blocks, "s" if by_time else "steps")),
         )
+
+
+def _drawn(answer: Answer) -> bool:
+    """Whether a context of one length stands beside prompts of many."""
+    asked = answer.asked.load.prompt_tokens if answer.asked else None
+    return answer.what == "context_tokens" and asked is not None and not isinstance(asked, int)
 
 
 def _count(answer: Answer, value: float) -> str:
@@ -125,7 +134,7 @@ def _table(answer: Answer, slo: Slo | None) -> Table:
             rows.append((word, *map(seconds, values)))
     heads = [_count(answer, t.value) for t in shown]
     if answer.asked:
-        heads[-1] = f"asked: {heads[-1]}"
+        heads[-1] = f"asked: {'up to ' if _drawn(answer) else ''}{heads[-1]}"
     return Table(("figure", *heads), tuple(rows))
 
 
