@@ -16,6 +16,8 @@ from harness.report.content import Reading, build, understand
 REFERENCE = Path(__file__).resolve().parent.parent / "results" / "reference"
 REHEARSAL, MEASURED = REFERENCE / "70b_8k_int4-rehearsal", REFERENCE / "smollm2_cpu-measured"
 
+# Neither the workers nor /metrics have told of the pool.
+UNTOLD: dict[str, object] = {"workers": {}, "cache_config": {}}
 REFUSED: dict[str, object] = {"outcome": "refused_at_start", "reason": "ValueError: no", "marks": {"start": 1}}
 
 
@@ -36,7 +38,7 @@ def read(folder: Path) -> Reading:
 def test_the_pool_is_read_from_the_line_that_vllm_prints(tmp_path: Path, request_tokens: int, blocks: int) -> None:
     """vLLM prints int(max_concurrency x max_model_len), which is blocks x block only where these divide."""
     concurrency = blocks / -(-request_tokens // 32)
-    folder = changed(REHEARSAL, tmp_path / "run")
+    folder = changed(REHEARSAL, tmp_path / "run", **UNTOLD)
     log = (folder / store.ENGINE_LOG).read_text(encoding="utf-8")
     line = (
         f"KV cache size: {int(concurrency * request_tokens):,} tokens, Maximum concurrency for {request_tokens:,} "
@@ -52,7 +54,7 @@ def test_the_pool_is_read_from_the_line_that_vllm_prints(tmp_path: Path, request
 @pytest.mark.parametrize("source", [REHEARSAL, MEASURED])
 def test_an_interrupted_run_judges_nothing(tmp_path: Path, source: Path) -> None:
     marks = {"start": 1, "loading": 2}
-    folder = changed(source, tmp_path / "run", outcome="interrupted", reason="SIGINT", marks=marks)
+    folder = changed(source, tmp_path / "run", outcome="interrupted", reason="SIGINT", marks=marks, **UNTOLD)
     (folder / store.ENGINE_LOG).write_text("", encoding="utf-8")
     reading = read(folder)
     assert reading.measured is not None
@@ -70,7 +72,7 @@ def test_a_stand_in_that_is_refused_says_nothing_of_the_scenario(tmp_path: Path)
 
 
 def test_a_refusal_on_the_scenarios_own_device_is_a_verdict(tmp_path: Path) -> None:
-    folder = changed(MEASURED, tmp_path / "run", **REFUSED)
+    folder = changed(MEASURED, tmp_path / "run", **REFUSED, **UNTOLD)
     (folder / store.ENGINE_LOG).write_text("", encoding="utf-8")
     reading = read(folder)
     assert reading.measured is not None
