@@ -244,11 +244,6 @@ def conversing(draw: st.DrawFn) -> tuple[Load, Limits, StepTime]:
     return work, replace(limits, max_model_len=model_len, num_blocks=blocks), step_time
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="known fault: of 300 loads in time two differ where attention pairs take time (a prefill's pairs, by two); "
-    "the figures of loads that start together are not touched",
-)
 @needs_vllm
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(arriving() | conversing(), options(), st.booleans())
@@ -261,6 +256,16 @@ def test_any_workload_that_arrives(
     if not limits.enable_chunked_prefill:
         limits = replace(limits, max_num_batched_tokens=max(limits.max_num_batched_tokens, limits.max_model_len))
     against_vllm(work, limits, step_time)
+
+
+@needs_vllm
+def test_who_comes_to_one_that_ran_alone_is_cut() -> None:
+    """The first of two has the whole budget while nobody else is there; the other's first chunk is the threshold's."""
+    work = load(shape="constant", users=None, rate=1000, requests=2, prompt_tokens=141, output_tokens=5)
+    keys: dict[str, Any] = {"scheduler_reserve_full_isl": False, "enable_prefix_caching": False}
+    limits = Limits(11, 16, 64, 2048, 512, long_prefill_token_threshold=1, **keys)
+    figures = against_vllm(work, limits, StepTime(0, pair_ps=100_000)).figures
+    assert (figures.peak_running, figures.preemptions) == (2, 1)
 
 
 @needs_vllm

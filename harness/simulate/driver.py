@@ -33,7 +33,7 @@ class Driver(ABC, Generic[T]):
         self.timeline = Timeline()
         self.journal = Journal()
         self.now_ps = self.began_ps = 0  # when the next step begins, when the last one began
-        self._longest_chunk = UNBOUNDED  # of a prefill, in this step
+        self._longest_chunk = UNBOUNDED  # of a prefill, in the next step
 
     @property
     def unfinished(self) -> bool:
@@ -61,15 +61,13 @@ class Driver(ABC, Generic[T]):
 
     def _arrive(self) -> None:
         """Those that have come when the next step is scheduled are waiting. Asynchronously it is scheduled when
-        the last one begins. Where nobody is there, time passes until somebody comes."""
-        if self.waiting.next_ps is None:
-            return
-        if not self.running and not len(self.waiting):
-            self.now_ps = self.began_ps = max(self.now_ps, self.waiting.next_ps)
-        self.waiting.until(self.began_ps if self.limits.async_scheduling else self.now_ps)
+        the last one begins. Where nobody is there, time passes until somebody comes.
 
-    def _begin_step(self) -> None:
-        """A threshold for long prefills protects others; from 0.31 on, a request that is alone has the whole budget."""
+        A threshold for long prefills protects others; from 0.31 on, a request that is alone has the whole budget."""
+        if self.waiting.next_ps is not None:
+            if not self.running and not len(self.waiting):
+                self.now_ps = self.began_ps = max(self.now_ps, self.waiting.next_ps)
+            self.waiting.until(self.began_ps if self.limits.async_scheduling else self.now_ps)
         alone = len(self.running) + len(self.waiting) <= 1 and not self.limits.cuts_lone_prefill
         self._longest_chunk = UNBOUNDED if alone else self.limits.long_prefill_token_threshold or UNBOUNDED
 

@@ -153,7 +153,6 @@ class Run(Driver[Sequence]):
     # -- one step, as vLLM takes it -----------------------------------------------------------------
 
     def _step(self) -> None:
-        self._begin_step()
         self._pairs, self._sits_out = 0, []
         budget, preempted = self._schedule_running()
         if not preempted:

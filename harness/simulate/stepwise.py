@@ -126,7 +126,6 @@ class Stepwise(Driver[Job]):
     # -- schedule -----------------------------------------------------------------------------------
 
     def _step(self) -> None:
-        self._begin_step()
         self._parts = {}
         self._wake(list(self.steady.due()))
         self._budget = self._inputs = self.limits.max_num_batched_tokens
