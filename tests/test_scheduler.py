@@ -259,6 +259,17 @@ def test_any_workload_that_arrives(
 
 
 @needs_vllm
+def test_who_ends_in_one_step_gives_back_in_the_order_of_admission() -> None:
+    """A later turn is admitted after younger conversations; what it gives back is evicted after theirs."""
+    lengths = {"prompt_tokens": {"distribution": "uniform", "low": 11, "high": 282},
+               "output_tokens": {"distribution": "uniform", "low": 1, "high": 11}}  # fmt: skip
+    keys: dict[str, Any] = {"shape": "gamma", "rate": 0.5, "burstiness": 0.1, "requests": 42, "seed": 170}
+    work = load(**keys, **lengths, turns=2, turn_tokens=2)
+    limits = Limits(11, 32, 64, 2048, 512, scheduler_reserve_full_isl=False)
+    against_vllm(work, limits, StepTime(12 * 10**9, kv_ps=11_000_000, pair_ps=800_000))
+
+
+@needs_vllm
 def test_who_comes_to_one_that_ran_alone_is_cut() -> None:
     """The first of two has the whole budget while nobody else is there; the other's first chunk is the threshold's."""
     work = load(shape="constant", users=None, rate=1000, requests=2, prompt_tokens=141, output_tokens=5)

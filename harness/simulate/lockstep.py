@@ -20,13 +20,13 @@ NOT_DECODING = -1
 
 class Sequence(Come):
     """A request under way, in tokens: its ``end``, what there is (``tokens``), what has KV (``computed``),
-    and the input that was ``prefilled`` before it began to decode.
+    and the input that was ``prefilled`` before it began to decode. ``seat`` counts admissions.
 
     While it decodes only ``finish`` holds, the clock's reading at its end; :meth:`Lockstep.leave` brings
     the other figures up to date.
     """
 
-    __slots__ = ("blocks", "computed", "content", "end", "finish", "prefilled", "ran", "tokens")
+    __slots__ = ("blocks", "computed", "content", "end", "finish", "prefilled", "ran", "seat", "tokens")
 
     def __init__(self, request: Request, came_ps: int, later: deque[Request]) -> None:
         super().__init__(request, came_ps, later)
@@ -34,7 +34,7 @@ class Sequence(Come):
         self.tokens = request.prompt_tokens
         self.end = request.prompt_tokens + request.output_tokens
         self.ran = False
-        self.computed = self.blocks = self.prefilled = 0
+        self.computed = self.blocks = self.prefilled = self.seat = 0
         self.finish = NOT_DECODING
 
 
@@ -54,7 +54,7 @@ class Lockstep:
         self._takers[self._phase(seq)] += 1
         self._contexts += seq.end - seq.finish
         self.count += 1
-        heapq.heappush(self._finishes, (seq.finish, seq.index, seq))
+        heapq.heappush(self._finishes, (seq.finish, seq.seat, seq))
 
     def leave(self, seq: Sequence) -> None:
         """``seq`` decodes no longer; its figures are brought up to date."""

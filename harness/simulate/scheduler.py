@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import count
+from operator import attrgetter
 
 from harness.errors import UsageError
 from harness.ledger import LoadFigures
@@ -135,6 +137,7 @@ class Run(Driver[Sequence]):
         self.decoding = Lockstep(limits.block_size)  # the others, but for
         self.ending: dict[int, Sequence] = {}  # those whose last token is on its way (asynchronous scheduling only)
         self._late: dict[int, int] = {}  # decoding requests that sat out -> when they had their last token
+        self._seats = count()
         self._pairs = 0  # (query, key) pairs of this step's prefills
         self._sits_out: list[Sequence] = []  # decoding requests that the budget of this step leaves out
 
@@ -166,14 +169,14 @@ class Run(Driver[Sequence]):
         """Who decoded in this step has a token at its end, and had one before it unless he sat out."""
         for seq in self._sits_out:
             self._late.setdefault(seq.index, self.began_ps)
-        count = self.decoding.count - len(self._sits_out)
+        decoded = self.decoding.count - len(self._sits_out)
         if self._late:
             out = {seq.index for seq in self._sits_out}
             for index in [i for i in self._late if i not in out]:
                 self.journal.itl.add(self.now_ps - self._late.pop(index))
-                count -= 1
-        if count:
-            self.journal.itl.add(self.now_ps - self.began_ps, count)
+                decoded -= 1
+        if decoded:
+            self.journal.itl.add(self.now_ps - self.began_ps, decoded)
 
     def _schedule_running(self) -> tuple[int, bool]:
         """(budget left, whether anyone was preempted). Where tokens and blocks suffice for all, the order
@@ -235,6 +238,7 @@ class Run(Driver[Sequence]):
             if not new:
                 break
             self.waiting.pop()
+            seq.seat = next(self._seats)
             seq.blocks = self.pool.admit(seq.content)
             seq.computed = seq.blocks * self.limits.block_size
             if not seq.ran:
@@ -302,17 +306,18 @@ class Run(Driver[Sequence]):
         for seq in self.ending.values():
             self._end(seq)
         self.ending = {}
-        for seq in self.decoding.ended():
-            self._last_token(seq)
+        ended = list(self.decoding.ended())
         for seq in [s for s in self.prefilling.values() if s.computed == s.tokens]:
             del self.prefilling[seq.index]
             self.journal.token(seq, self.now_ps)
             seq.prefilled = seq.tokens
             seq.tokens += 1
             if seq.tokens == seq.end:
-                self._last_token(seq)
+                ended.append(seq)
             else:
                 self.decoding.join(seq)
+        for seq in sorted(ended, key=attrgetter("seat")):  # whose blocks come back first is evicted first
+            self._last_token(seq)
 
     def _last_token(self, seq: Sequence) -> None:
         self.journal.ended(seq, self.now_ps)
