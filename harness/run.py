@@ -21,7 +21,6 @@ from harness.errors import EngineError, RecordError
 from harness.gpu_watch import BASELINE_S, GpuWatch
 from harness.interrupts import Interrupts
 from harness.ledger import Account, Phase
-from harness.modes import Session
 from harness.predict.simulated import simulated
 from harness.sampler import (
     DEVICE_INTERVAL_S,
@@ -32,6 +31,7 @@ from harness.sampler import (
     sample_metrics,
 )
 from harness.scenario import Scenario
+from harness.sessions import Session
 from harness.simulate.latency import Distribution
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ import contextlib
 import math
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,7 @@ METRICS = {
 }
 
 
-class Sampler(threading.Thread):
+class Sampler(threading.Thread, ABC):
     """Calls :meth:`sweep` every ``interval_s`` until :meth:`end`.
 
     ``sweeps``, ``longest_gap_s`` and ``cpu_s`` tell what the sampling was worth and cost; ``fault``, what ended it.
@@ -54,9 +55,9 @@ class Sampler(threading.Thread):
         self.cpu_s = self.wall_s = 0.0
         self.fault: RecordError | None = None
 
+    @abstractmethod
     def sweep(self, now: float) -> None:
         """Write the rows of ``now`` (monotonic seconds)."""
-        raise NotImplementedError
 
     def run(self) -> None:
         """Sample until :meth:`end`."""

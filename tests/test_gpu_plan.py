@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness import modes
+from harness import modes, sessions
 from harness.devices import nvml
 from harness.engines import arguments, vllm
 from harness.errors import MachineError, ScenarioError
@@ -37,14 +37,14 @@ def scenario(**changes: Any) -> Scenario:
     return parse_scenario(json.dumps(given), "plan.yaml", Path())
 
 
-def session(**changes: Any) -> modes.Session:
+def session(**changes: Any) -> sessions.Session:
     asked = scenario(**changes)
-    made = modes.prepare(modes.Mode.MEASURED, asked, predict(asked))
+    made = sessions.prepare(modes.Mode.MEASURED, asked, predict(asked))
     made.close()
     return made
 
 
-def parsed(made: modes.Session) -> Any:
+def parsed(made: sessions.Session) -> Any:
     """What vLLM's own parser makes of the command line."""
     pytest.importorskip("vllm")
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
@@ -90,7 +90,7 @@ def test_several_gpus(backend: str) -> None:
 
 def test_a_70b_in_4_bits_needs_no_download() -> None:
     asked = scenario(model="meta-llama/Llama-3.1-70B-Instruct", weights={"format": "awq-int4-g128", "load": "dummy"})
-    made = modes.prepare(modes.Mode.MEASURED, asked, predict(asked))
+    made = sessions.prepare(modes.Mode.MEASURED, asked, predict(asked))
     try:
         config = json.loads((Path(made.plan.model) / "config.json").read_text())
     finally:
@@ -126,9 +126,9 @@ def test_a_key_that_an_older_vllm_does_not_know_is_refused_by_name(monkeypatch: 
         session(engine={"watermark": 0.1})
 
 
-def on_this_computer(**engine: Any) -> modes.Session:
+def on_this_computer(**engine: Any) -> sessions.Session:
     asked = scenario(gpu=None, device="cpu", engine={"kv_cache_memory_bytes": "4 GiB", **engine})
-    made = modes.prepare(modes.Mode.MEASURED, asked, predict(asked))
+    made = sessions.prepare(modes.Mode.MEASURED, asked, predict(asked))
     made.close()
     return made
 

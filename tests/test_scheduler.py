@@ -15,10 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness.errors import UsageError
-from harness.modes import _scheduler_arguments, limits_of
+from harness.modes import limits_of
 from harness.predict import predict
 from harness.predict.simulated import step_time_of
 from harness.scenario import Load, load_scenario, longest_request
+from harness.sessions import scheduler_arguments
 from harness.simulate import Limits, Point, Simulation, driver, holds, simulate
 from harness.simulate.step_time import TIMELESS, StepTime
 from harness.simulate.timeline import MAX_POINTS, Timeline
@@ -342,9 +343,9 @@ def test_the_options_of_a_scenario_reach_the_simulation_and_the_server() -> None
     limits = limits_of(chosen, predict(chosen).kv)
     assert {k: getattr(limits, k) for k in OPTIONS} == OPTIONS
     assert chosen.load and predict(chosen).load == simulate(chosen.load, limits, step_time_of(chosen)).figures
-    assert OPTIONS.items() <= _scheduler_arguments(limits).items()
+    assert OPTIONS.items() <= scheduler_arguments(limits).items()
     # A server of another version need not know an option that nobody asked for.
-    assert "watermark" not in _scheduler_arguments(limits_of(plain, predict(plain).kv))
+    assert "watermark" not in scheduler_arguments(limits_of(plain, predict(plain).kv))
 
 
 @pytest.mark.parametrize(
@@ -372,7 +373,7 @@ def test_a_threshold_for_long_prefills_spares_who_is_alone_from_0_31_on() -> Non
     for version, cuts in (("0.30", True), ("0.31", False)):
         scenario = load_scenario(SCENARIOS / "70b_8k_int4.yaml", [f"engine.vllm={version}"])
         limits = limits_of(scenario, predict(scenario).kv)
-        assert limits.cuts_lone_prefill == cuts and "cuts_lone_prefill" not in _scheduler_arguments(limits)
+        assert limits.cuts_lone_prefill == cuts and "cuts_lone_prefill" not in scheduler_arguments(limits)
 
 
 @pytest.mark.parametrize(("version", "judged"), [("0.30", False), ("0.31", True)])

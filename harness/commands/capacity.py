@@ -74,7 +74,7 @@ def _first(result: Capacity) -> list[Trial]:
 
 def _rehearsed(result: Capacity, trial: Trial, out: Path) -> Rehearsed:
     """``trial`` on real vLLM. Raises MachineError where this machine can't, or where it did not run to its end."""
-    from harness import modes, store
+    from harness import modes, sessions, store
     from harness.commands.progress import watching
     from harness.predict import predict
     from harness.report.capacity import Rehearsed
@@ -83,7 +83,7 @@ def _rehearsed(result: Capacity, trial: Trial, out: Path) -> Rehearsed:
 
     tried = result.scenario.model_copy(update={"load": trial.load})
     prediction = predict(tried)
-    session = modes.prepare(modes.Mode.REHEARSAL, tried, prediction)
+    session = sessions.prepare(modes.Mode.REHEARSAL, tried, prediction)
     try:
         with watching() as progress:
             folder = execute(tried, prediction, session, out, why="bench capacity --rehearse", progress=progress)

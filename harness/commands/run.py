@@ -170,11 +170,11 @@ def _engine(
     mode: Any, scenario: Scenario, prediction: Account, out: Path, how: dict[str, Any],
     server: Attached | None = None, *, quiet: bool,
 ) -> tuple[int, Reading | None]:  # fmt: skip
-    from harness import modes
+    from harness import sessions
     from harness.commands.progress import watching
     from harness.run import execute
 
-    session = modes.attach(scenario, prediction, server) if server else modes.prepare(mode, scenario, prediction)
+    session = sessions.attach(scenario, prediction, server) if server else sessions.prepare(mode, scenario, prediction)
     try:
         with watching() as progress:
             folder = execute(scenario, prediction, session, out, progress=progress, **how)

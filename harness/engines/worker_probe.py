@@ -10,6 +10,7 @@ sees; vLLM 0.32, oneDNN), and what the capture of CUDA graphs took.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -83,13 +84,11 @@ def _of_the_device(device: Any) -> dict[str, Any]:
     import torch
 
     answer: dict[str, Any] = {"uuid": None, "name": None, "cuda_free_bytes": None}
-    try:
+    with contextlib.suppress(Exception):  # an older PyTorch tells no UUID
         properties = torch.cuda.get_device_properties(device)
         answer["name"] = properties.name
         answer["uuid"] = str(properties.uuid)
-    except Exception:
-        pass  # an older PyTorch tells no UUID
-    try:
+    with contextlib.suppress(Exception):  # what was read stays
         answer["cuda_free_bytes"] = int(torch.cuda.mem_get_info(device)[0])
         stats = torch.cuda.memory_stats(device)
         for what in ("allocated", "reserved"):
@@ -98,8 +97,6 @@ def _of_the_device(device: Any) -> dict[str, Any]:
         own_pools = [s for s in torch.cuda.memory_snapshot() if tuple(s.get("segment_pool_id", (0, 0))) != (0, 0)]
         answer["graph_pool_reserved_bytes"] = sum(int(s["total_size"]) for s in own_pools)
         answer["graph_pool_allocated_bytes"] = sum(int(s["allocated_size"]) for s in own_pools)
-    except Exception:
-        pass  # what was read stays
     return answer
 
 

@@ -100,7 +100,7 @@ def _weights(architecture: Architecture, chosen: Settings) -> Estimate:
 
 
 def _measured(scenario: Scenario) -> catalog.CpuRuntime:
-    """A server is started without a tokenizer where its weights are made up (harness/modes.py)."""
+    """A server is started without a tokenizer where its weights are made up (harness/sessions.py)."""
     return catalog.cpu_runtime(tokenizer=scenario.weights.load != "dummy")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,5 +62,6 @@ class FilePart(Part):
         self._text = read_plain(self._path, LARGEST_FILE).decode("utf-8", "replace")
         self._take(self._text.splitlines())
 
+    @abstractmethod
     def _take(self, lines: list[str]) -> None:
-        raise NotImplementedError
+        """Make of the lines what they mean. Raises ScenarioError with the line at fault."""

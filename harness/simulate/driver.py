@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Collection
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from harness.simulate.arrivals import Waiting
 from harness.simulate.latency import PS, Come, Journal
@@ -17,10 +17,19 @@ UNBOUNDED = 2**60
 T = TypeVar("T", bound=Come)
 
 
+class Pool(Protocol):
+    """Blocks, counted or known one by one."""
+
+    @property
+    def used(self) -> int:
+        """Blocks that requests hold."""
+
+
 class Driver(ABC, Generic[T]):
     """A load on a pool, step by step or many steps at once; the counts are the same."""
 
     running: Collection[object]
+    pool: Pool
 
     def __init__(self, limits: Limits, waiting: Waiting[T], num_blocks: int, step_time: StepTime) -> None:
         self.limits, self.waiting, self.step_time = limits, waiting, step_time
@@ -50,14 +59,25 @@ class Driver(ABC, Generic[T]):
         while self.unfinished:
             self.advance()
 
-    @abstractmethod
-    def advance(self) -> None:
-        """Take a step, and before it as many alike as can be taken at once."""
-
     @property
-    @abstractmethod
     def blocks_used(self) -> int:
         """Blocks that requests hold."""
+        return self.pool.used
+
+    def advance(self) -> None:
+        """Steps in which nothing but decoding happens, all at once, then one whole step."""
+        self._arrive()
+        self._skip_ahead()
+        self._arrive()
+        self._step()
+
+    @abstractmethod
+    def _skip_ahead(self) -> None:
+        """Take at once the steps in which nothing but decoding happens."""
+
+    @abstractmethod
+    def _step(self) -> None:
+        """Take one step, as vLLM does."""
 
     def _arrive(self) -> None:
         """Those that have come when the next step is scheduled are waiting. Asynchronously it is scheduled when

@@ -125,6 +125,8 @@ def check(load: Load, limits: Limits) -> None:
 class Run(Driver[Sequence]):
     """A load on a counted pool."""
 
+    pool: BlockPool
+
     def __init__(self, load: Load, limits: Limits, num_blocks: int, step_time: StepTime = TIMELESS) -> None:
         waiting = Waiting(load, Sequence)
         super().__init__(limits, waiting, num_blocks, step_time)
@@ -140,18 +142,6 @@ class Run(Driver[Sequence]):
         self._seats = count()
         self._pairs = 0  # (query, key) pairs of this step's prefills
         self._sits_out: list[Sequence] = []  # decoding requests that the budget of this step leaves out
-
-    @property
-    def blocks_used(self) -> int:
-        """Blocks that requests hold."""
-        return self.pool.used
-
-    def advance(self) -> None:
-        """Steps in which nothing but decoding happens, all at once, then one whole step."""
-        self._arrive()
-        self._skip_ahead()
-        self._arrive()
-        self._step()
 
     # -- one step, as vLLM takes it -----------------------------------------------------------------
 

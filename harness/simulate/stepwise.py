@@ -79,6 +79,8 @@ class UnderWay:
 class Stepwise(Driver[Job]):
     """A load on a pool, block by block. Requests that only decode within their blocks are left to the clock."""
 
+    pool: Blocks
+
     def __init__(self, load: Load, limits: Limits, num_blocks: int, step_time: StepTime = TIMELESS) -> None:
         pieces, tables = Pieces(load.common_tokens), limits.block_tables
         self._by_priority = limits.scheduling_policy == "priority"
@@ -104,18 +106,6 @@ class Stepwise(Driver[Job]):
         self._turned_away = (-1, 0)  # the pool's changes and who waited when the first of them was last turned away
         self._parts: dict[Job, tuple[int, int, bool]] = {}  # of this step: tokens, drafts, padded
         self._budget = self._inputs = 0  # tokens left of this step; the same with the drafter's own
-
-    @property
-    def blocks_used(self) -> int:
-        """Blocks that requests hold."""
-        return self.pool.used
-
-    def advance(self) -> None:
-        """Steps in which nothing but decoding happens, all at once, then one whole step."""
-        self._arrive()
-        self._skip_ahead()
-        self._arrive()
-        self._step()
 
     def finish(self) -> None:
         """Step until every request has ended, and the steps under way with them."""

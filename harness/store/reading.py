@@ -1,208 +1,39 @@
-"""The run folder: the only module that knows the names inside ``results/<scenario>/<run>/``.
-
-A folder is written under a name that ends in ``.partial`` and renamed when whole. JSON files are written
-beside and renamed, so that none is ever half there; tables grow line by line and reach the disk at least
-every second. What a killed run leaves behind can be read like any other: a last line cut short is dropped.
-"""
+"""A run folder read back: what is damaged, cut short or not a plain file is left out, and said so."""
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import datetime
 import json
-import os
 import re
-import shutil
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
-from typing_extensions import TypedDict
 
 from harness.engines.log import printable, read_lines
-from harness.errors import EXIT_MACHINE, RecordError, nearest
+from harness.errors import RecordError, nearest
 from harness.files import read_plain
 from harness.ledger import Account
+from harness.store.names import (
+    COLUMNS,
+    ENGINE_LOG,
+    FRAME_COLUMNS,
+    FRAMES,
+    MANIFEST,
+    PREDICTION,
+    REHEARSAL,
+    SCENARIO,
+    SCHEMA,
+)
+from harness.store.shapes import keep_sound
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA = 1
 LARGEST_JSON = 64 << 20
 LARGEST_TABLE = 1 << 30  # six hours of 8 GPUs, read every 20 ms
-PARTIAL = ".partial"
-MANIFEST = "manifest.json"
-SCENARIO = "scenario.yaml"
-PREDICTION = "prediction.json"
-REHEARSAL = "rehearsal.json"
-MEASUREMENT = "measurement.json"
-COMPARISON = "comparison.json"
-REPORT = "report.md"
-ENGINE_LOG = "engine.log"
-STEPS = "steps.csv"
-FRAMES = "simulated.csv"  # the timeline of an analytic run
-RESUMED = "resumed"  # a mark: those who start together are let go
-LOADING = "loading"  # a mark beside the phases: the worker begins to load the weights
-
-# table -> its columns; steps.csv is written by the scheduler probe inside the engine.
-COLUMNS: dict[str, tuple[str, ...]] = {
-    "memory": ("time_ns", "pid", "process", "rss_bytes", "pss_bytes"),
-    "devices": (
-        "time_ns", "uuid", "total_bytes", "reserved_bytes", "used_bytes", "free_bytes", "memory_version", "gpu_percent",
-        "memory_percent", "power_mw", "temperature_c", "throttle_reasons", "ecc_uncorrected", "xid",
-    ),
-    "metrics": ("time_ns", "kv_cache_usage", "running", "waiting", "preemptions", "generation_tokens"),
-    "requests": (
-        "index", "prompt_tokens", "output_tokens", "tokens_out", "sent_ns", "first_ns", "end_ns",
-        "status", "error", "text",
-    ),
-    "steps": ("time_ns", "blocks_used", "running", "waiting", "preempted", "tokens", "blocked_on_kv"),
-}  # fmt: skip
-
-
-# Of a simulated timeline.
-FRAME_COLUMNS = ("step", "time_s", "blocks_used", "running", "waiting", "preemptions")
-
-
-class Frame(Protocol):
-    """A point of it."""
-
-    @property
-    def step(self) -> int:
-        """Counts from 1."""
-
-
-class WriteError(RecordError):
-    """The disk takes no more: a fault of the machine, not of what was asked."""
-
-    exit_code = EXIT_MACHINE
-
-
-def _full(error: OSError | ValueError, path: Path) -> WriteError:
-    why = getattr(error, "strerror", None) or error
-    return WriteError(f"{path} can't be written: {why}; what was written before stays readable")
-
-
-class TableWriter:
-    """Appends rows to one table; flushed at least every second, at once where ``flush_s`` is 0."""
-
-    def __init__(self, path: Path, columns: Sequence[str], flush_s: float = 1.0) -> None:
-        self.path = path
-        self._flush_s = flush_s
-        self._flushed = time.monotonic()
-        try:
-            self._file = path.open("w", encoding="utf-8", newline="")
-            self._rows = csv.writer(self._file, lineterminator="\n")
-            self._rows.writerow(columns)
-            self._file.flush()
-        except OSError as error:
-            raise _full(error, path) from None
-
-    def append(self, *values: Any) -> None:
-        """One row; None is an empty cell."""
-        try:
-            self._rows.writerow(values)
-            if time.monotonic() - self._flushed >= self._flush_s:
-                self._file.flush()
-                self._flushed = time.monotonic()
-        except (OSError, ValueError) as error:
-            raise _full(error, self.path) from None
-
-    def close(self) -> None:
-        """Flush and close."""
-        try:
-            self._file.close()
-        except OSError as error:
-            raise _full(error, self.path) from None
-
-
-@dataclass
-class RunFolder:
-    """A run being written."""
-
-    path: Path
-    manifest: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def create(cls, out: Path, scenario_name: str, mode: str) -> RunFolder:
-        """A new folder ``out/<scenario>/<UTC time>-<mode>.partial``. Raises RecordError."""
-        stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
-        parent = out / scenario_name
-        if parent.is_symlink() and out.resolve() not in parent.resolve().parents:
-            raise RecordError(f"{parent} is a link that leads out of {out}: nothing is written through it")
-        for n in range(1000):
-            path = parent / f"{stamp}-{mode}{f'-{n}' if n else ''}{PARTIAL}"
-            whole = path.with_name(path.name.removesuffix(PARTIAL))
-            if whole.exists():
-                continue
-            try:
-                path.mkdir(parents=True)
-            except FileExistsError:
-                continue
-            except OSError as error:
-                raise RecordError(f"no run folder can be made in {parent}: {error.strerror or error}") from None
-            return cls(path)
-        raise RecordError(f"no free name for a run folder in {parent}")
-
-    def file(self, name: str) -> Path:
-        """The path of a file inside."""
-        return self.path / name
-
-    def write_text(self, name: str, text: str) -> None:
-        """A whole file, or none of it."""
-        beside = self.path / f".{name}.new"
-        try:
-            with beside.open("w", encoding="utf-8") as out:
-                out.write(text)
-                out.flush()
-                os.fsync(out.fileno())
-            beside.replace(self.path / name)
-        except (OSError, ValueError) as error:
-            with contextlib.suppress(OSError):
-                beside.unlink(missing_ok=True)
-            raise _full(error, self.path / name) from None
-
-    def write_json(self, name: str, data: Any) -> None:
-        """As :meth:`write_text`."""
-        self.write_text(name, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
-
-    def save_manifest(self, **changes: Any) -> None:
-        """The manifest with ``changes`` made, written anew."""
-        self.manifest.update(changes)
-        self.write_json(MANIFEST, {"schema": SCHEMA, **self.manifest})
-
-    def table(self, name: str, flush_s: float = 1.0) -> TableWriter:
-        """A writer for the table ``name``."""
-        return TableWriter(self.path / f"{name}.csv", COLUMNS[name], flush_s)
-
-    def write_frames(self, timeline: Sequence[Frame]) -> None:
-        """The timeline of a simulated load, a line for each point."""
-        lines = [",".join(map(str, (p.step, *(getattr(p, c) for c in FRAME_COLUMNS[1:])))) for p in timeline]
-        self.write_text(FRAMES, "\n".join([",".join(FRAME_COLUMNS), *lines]) + "\n")
-
-    def discard(self) -> None:
-        """Remove it: nothing was measured yet."""
-        shutil.rmtree(self.path, ignore_errors=True)
-
-    def finish(self) -> Path:
-        """Give the folder its whole name, and ``latest`` beside it; the new path."""
-        whole = self.path.with_name(self.path.name.removesuffix(PARTIAL))
-        try:
-            self.path.rename(whole)
-        except OSError as error:
-            raise _full(error, whole) from None
-        self.path = whole
-        link = whole.parent / f".latest-{os.getpid()}"
-        with contextlib.suppress(OSError):
-            link.symlink_to(whole.name)
-            link.replace(whole.parent / "latest")
-        with contextlib.suppress(OSError):
-            link.unlink(missing_ok=True)
-        return self.path
 
 
 @dataclass(frozen=True)
@@ -301,7 +132,7 @@ def read(path: str | Path) -> RunRecord:
     if manifest.get("schema") != SCHEMA:
         raise RecordError(f"{folder} was written by another version (schema {manifest.get('schema')!r}, not {SCHEMA})")
     problems: list[str] = []
-    _keep_sound(manifest, problems)
+    keep_sound(manifest, problems)
     prediction = _read_account(folder / PREDICTION, problems)
     rehearsal = _read_account(folder / REHEARSAL, []) if (folder / REHEARSAL).exists() else None
     # An analytic run has no tables; pandas stays out of its path.
@@ -365,54 +196,6 @@ def _printable(value: Any) -> Any:
     if isinstance(value, list):
         return [_printable(v) for v in value]
     return printable(value) if isinstance(value, str) else value
-
-
-class GpuRow(TypedDict):
-    """A GPU in the manifest."""
-
-    uuid: str
-    name: str
-    total_bytes: int | None
-    memory_version: str | None
-    mig: int
-    missing: dict[str, str | None]
-    processes: dict[str, list[dict[str, int | None]]]
-    strangers: list[str]
-    accounting_peak_bytes: int | None
-    lost: str | None
-
-
-# What the manifest holds beside texts: its shape, and the keys that go together.
-_SHAPES: dict[str, tuple[Any, tuple[str, ...]]] = {
-    "marks": (dict[str, int], ()),
-    "engine": (dict[str, dict[str, Any] | str | int | bool | None], ()),
-    "probe": (dict[str, int | None], ()),
-    "workers": (dict[str, list[dict[str, int | str | None]]], ()),
-    "cache_config": (dict[str, int], ()),
-    "answers": (dict[str, int], ()),
-    "itl_s": (dict[str, float], ()),
-    "notes": (list[str], ()),
-    "nvml": (dict[str, str | None], ()),
-    "sampling": (dict[str, int | float], ("interval_s", "sweeps", "longest_gap_s", "cpu_s")),
-    "device_sampling": (
-        dict[str, int | float],
-        ("interval_s", "sweeps", "longest_gap_s", "cpu_s", "wall_s", "discrepancy_bytes"),
-    ),
-    "gpus": (list[GpuRow], ()),
-}
-
-
-def _keep_sound(manifest: dict[str, Any], problems: list[str]) -> None:
-    """Leave out of the manifest what is None or not of its shape, so that nobody else has to ask."""
-    for key, (shape, needed) in _SHAPES.items():
-        value = manifest.pop(key, None)
-        if value is None:
-            continue
-        try:
-            value = TypeAdapter(shape).validate_python(value)
-            manifest[key] = {k: value[k] for k in needed} or value
-        except (ValidationError, KeyError):
-            problems.append(f"{MANIFEST}: {key} is of another shape and is left out")
 
 
 def _read_account(path: Path, problems: list[str]) -> Account | None:
