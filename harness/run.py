@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import __version__, prompts, store
+from harness import prompts, store
+from harness.analytic import begin
 from harness.devices import procfs
 from harness.engines import log, vllm
 from harness.engines.attached import Attached
@@ -21,7 +22,6 @@ from harness.errors import EngineError, RecordError
 from harness.gpu_watch import BASELINE_S, GpuWatch
 from harness.interrupts import Interrupts
 from harness.ledger import Account, Phase
-from harness.predict.simulated import simulated
 from harness.sampler import (
     DEVICE_INTERVAL_S,
     HOST_INTERVAL_S,
@@ -68,18 +68,6 @@ class Progress:
         self.on_change(self)
 
 
-def analytic(scenario: Scenario, prediction: Account, out: Path, why: str) -> store.RunFolder:
-    """A run folder that holds the prediction alone; still to be finished."""
-    folder = _begin(out, scenario, prediction, prediction, "analytic", why, COMPLETED)
-    if prediction.load.steps is not None:
-        try:
-            folder.write_frames(simulated(scenario, prediction.kv).timeline)
-        except RecordError:
-            folder.discard()
-            raise
-    return folder
-
-
 def execute(
     scenario: Scenario,
     prediction: Account,
@@ -115,7 +103,7 @@ def _execute(
     interval_s: float, gpus: GpuWatch | None, progress: Progress | None,
 ) -> store.RunFolder:  # fmt: skip
     with Interrupts() as interrupts:
-        folder = _begin(out, scenario, prediction, session.expected, session.mode, why)
+        folder = begin(out, scenario, prediction, session.expected, session.mode, why, host=procfs.host())
         run = _Run(scenario, session, folder, port, start_timeout_s, interval_s, gpus, progress or Progress())
         try:
             outcome, reason = interrupts.run(run.all()) or (INTERRUPTED, "")
@@ -134,40 +122,6 @@ def _execute(
         except RecordError as error:
             outcome, reason = UNRECORDED, str(error)
     folder.manifest.update(outcome=outcome, reason=reason)
-    return folder
-
-
-def _begin(
-    out: Path, scenario: Scenario, prediction: Account, expected: Account, mode: str, why: str,
-    outcome: str = "running",
-) -> store.RunFolder:  # fmt: skip
-    """A run folder with all that is known before the run; none is left where it can't be written."""
-    folder = store.RunFolder.create(out, scenario.name, mode)
-    try:
-        folder.write_text(store.SCENARIO, scenario.as_yaml())
-        for key, name in scenario.file_names().items():
-            assert scenario.load is not None
-            folder.write_text(name, scenario.load.files[key].text)
-        folder.write_json(store.PREDICTION, prediction.as_dict())
-        if expected is not prediction:
-            folder.write_json(store.REHEARSAL, expected.as_dict())
-        folder.save_manifest(
-            loadfit=__version__,
-            scenario=scenario.name,
-            question=scenario.question,
-            digest=scenario.digest,
-            mode=str(mode),
-            why=why,
-            began_unix_s=int(time.time()),
-            seed=scenario.load.seed if scenario.load else None,
-            host=procfs.host() if mode != "analytic" else None,
-            device="cpu" if scenario.on_cpu or mode != "measured" else "gpu",
-            marks={},
-            outcome=outcome,
-        )
-    except RecordError:
-        folder.discard()
-        raise
     return folder
 
 

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from harness.errors import EXIT_USAGE, LoadfitError, UsageError
-from harness.predict.finetune import checked
-from harness.predict.limits import bounds
-from harness.scenario import Scenario, load_scenario
+
+if TYPE_CHECKING:
+    from harness.scenario import Scenario
 
 
 def valid(file: str, overrides: Sequence[str] = ()) -> Scenario:
     """The scenario in ``file``, whose arguments vLLM would take. Raises LoadfitError that names the file."""
+    from harness.scenario import load_scenario
+
     scenario = load_scenario(file, overrides)
     try:
         if scenario.kind == "finetune":
+            from harness.predict.finetune import checked
+
             checked(scenario)
         else:
+            from harness.predict.limits import bounds
+
             bounds(scenario, 0)  # what vLLM would refuse before it looks at the memory
     except UsageError as error:
         raise UsageError(f"{file}: {error}") from None

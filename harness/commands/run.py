@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +23,11 @@ from harness.errors import (
     UsageError,
 )
 from harness.ledger import Account
-from harness.predict import predict
-from harness.scenario import Scenario
 
 if TYPE_CHECKING:
     from harness.engines.attached import Attached
     from harness.report.content import Reading
+    from harness.scenario import Scenario
 
 
 @click.command()
@@ -120,6 +120,8 @@ def _load_all(files: tuple[str, ...], overrides: tuple[str, ...]) -> list[Scenar
 def _run_one(
     scenario: Scenario, forced: str | None, out: Path, how: dict[str, Any], server: Attached | None, *, quiet: bool
 ) -> tuple[int, Reading | None]:  # fmt: skip
+    from harness.predict import predict
+
     prediction = predict(scenario)
     if server is not None:
         why = f"--attach {server.url}"
@@ -160,7 +162,7 @@ def _admits(prediction: Account) -> bool:
 
 
 def _analytic(scenario: Scenario, prediction: Account, out: Path, why: str, *, quiet: bool) -> tuple[int, Reading]:
-    from harness.run import analytic
+    from harness.analytic import analytic
 
     folder = analytic(scenario, prediction, out, why)
     return conclude(folder, quiet=quiet)
@@ -203,7 +205,7 @@ def conclude(folder: store.RunFolder, *, quiet: bool) -> tuple[int, Reading]:
     except RecordError as error:
         click.echo(f"bench: {error}", err=True)
         unrecorded = True
-    reading = understand(store.read(folder.path))
+    reading = replace(reading, record=replace(reading.record, path=folder.path))  # it has its whole name now
     if not quiet:
         from rich.console import Console
 

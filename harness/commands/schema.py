@@ -6,8 +6,6 @@ import json
 
 import click
 
-from harness.scenario import schema as scenario_schema
-
 
 @click.command()
 def schema() -> None:
@@ -17,4 +15,6 @@ def schema() -> None:
     Example:
       bench schema > docs/scenario.schema.json
     """
+    from harness.scenario import schema as scenario_schema
+
     click.echo(json.dumps(scenario_schema(), indent=1))
