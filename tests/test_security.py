@@ -31,7 +31,7 @@ from harness.architecture.folder import read_config, read_headers
 from harness.client import LONGEST_ANSWER, Client
 from harness.engines import attached, masks, vllm
 from harness.errors import MachineError, RecordError, ScenarioError, UsageError
-from harness.report import markdown, text
+from harness.report import html, markdown, text
 from harness.report.content import Report, Section
 from harness.report.table import Table
 from harness.sampler import METRICS, read_cache_config, read_metrics
@@ -427,6 +427,13 @@ def test_no_text_is_markup_in_markdown() -> None:
     rows = [line for line in outside.splitlines() if line.startswith("| ")]
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {3}
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", shown)
+
+
+def test_no_text_is_markup_in_html() -> None:
+    shown = html.page(hostile_report(), [(HOSTILE, None)], {})
+    assert "<script" not in shown and "&lt;script&gt;" in shown
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", shown)
+    assert "default-src 'none'" in shown
 
 
 def test_an_error_is_printable_whoever_wrote_it(tmp_path: Path) -> None:

@@ -32,8 +32,8 @@ def _leads_away(path: Path) -> bool:
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path), metavar="RUN")
 @click.option(
-    "--format", "form", type=click.Choice(["text", "markdown", "json", "csv"]), default="text", show_default=True,
-    help="How to show it.",
+    "--format", "form", type=click.Choice(["text", "markdown", "html", "json", "csv"]), default="text",
+    show_default=True, help="How to show it.",
 )  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), help="A file to write to (csv: a folder).")
 def report(folder: Path, form: str, out: Path | None) -> None:
@@ -45,6 +45,7 @@ def report(folder: Path, form: str, out: Path | None) -> None:
     Examples:
       bench report results/70b_8k_int4/latest
       bench report results/70b_8k_int4 --format markdown > ticket.md
+      bench report results/70b_8k_int4 --format html --out report.html
       bench report results/70b_8k_int4 --format csv --out frames/
     """
     from harness.report.content import build, understand
@@ -70,6 +71,10 @@ def report(folder: Path, form: str, out: Path | None) -> None:
         from harness.report import markdown
 
         text = markdown.render(build(reading))
+    elif form == "html":
+        from harness.report import html
+
+        text = html.render(build(reading), reading)
     elif out is None:
         from rich.console import Console
 

@@ -202,6 +202,10 @@ def conclude(folder: store.RunFolder, *, quiet: bool) -> tuple[int, Reading]:
             folder.write_json(store.MEASUREMENT, reading.measured.as_dict())
         folder.write_text(store.REPORT, markdown.render(report))
         folder.finish()
+        if reading.record.mode != "analytic":  # which has pictures when they are asked for
+            from harness.report import html
+
+            folder.write_text(store.PAGE, html.render(report, reading))
     except RecordError as error:
         click.echo(f"bench: {error}", err=True)
         unrecorded = True

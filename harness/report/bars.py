@@ -8,11 +8,11 @@ WIDTH = 64
 _BARS = " ▁▂▃▄▅▆▇█"
 
 
-def resample(points: Sequence[tuple[float, float]]) -> list[float]:
-    """The highest value in each of ``WIDTH`` equal slices of time (0 to 1); a slice without a point keeps the last."""
-    slices: list[float | None] = [None] * WIDTH
+def resample(points: Sequence[tuple[float, float]], width: int = WIDTH) -> list[float]:
+    """The highest value in each of ``width`` equal slices of time (0 to 1); a slice without a point keeps the last."""
+    slices: list[float | None] = [None] * width
     for when, value in points:
-        i = min(int(when * WIDTH), WIDTH - 1)
+        i = min(int(when * width), width - 1)
         slices[i] = value if slices[i] is None else max(slices[i] or 0.0, value)
     out, last = [], float(points[0][1])
     for value_or_none in slices:

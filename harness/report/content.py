@@ -80,6 +80,7 @@ class Section:
     table: Table | None = None
     quoted: tuple[str, ...] = ()
     flowing: bool = False  # the sentences make one paragraph
+    chart: str | None = None  # its picture where a format has pictures, instead of what is quoted
 
 
 @dataclass(frozen=True)
@@ -128,15 +129,15 @@ def build(reading: Reading) -> Report:
     sections = [
         Section(heading(comparison), tuple(explain(reading.scenario, record.prediction, comparison)), flowing=True),
         Section("Four rungs", table=rungs_table(comparison)),
-        Section("Memory for each device", table=_terms_table(comparison.terms)),
+        Section("Memory for each device", table=_terms_table(comparison.terms), chart="memory"),
         Section("The GPUs over the run", table=devices.table(record, reading.measured)),
-        Section("GPU memory over the run", quoted=tuple(devices.timeline(record))),
+        Section("GPU memory over the run", quoted=tuple(devices.timeline(record)), chart="gpus"),
         Section("Memory by process", table=_process_table(reading)),
         Section("Block pool and load", table=_figures_table(comparison)),
         Section("Latency, seconds", tuple(latency.throughput(comparison)),
-                Table(*latency.table(comparison), left=frozenset({0, 1}))),
+                Table(*latency.table(comparison), left=frozenset({0, 1})), chart="waits"),
         Section("SLO", table=Table(*latency.slo_table(reading.scenario.slo, comparison))),
-        Section("Over the load", quoted=tuple(_timeline(reading))),
+        Section("Over the load", quoted=tuple(_timeline(reading)), chart="load"),
         Section("The engine's own words", quoted=tuple(_words(reading))),
         Section("Notes", sentences=tuple(_notes(reading))),
     ]  # fmt: skip
@@ -299,24 +300,24 @@ def _difference(f: FigureRow) -> str:
 # -- the picture -----------------------------------------------------------------------------------------
 
 def _timeline(reading: Reading) -> Iterable[str]:
-    points, top, unit = _points(reading)
-    if points:
-        yield from picture(points, top, unit)
+    found, top, unit = points(reading)
+    if found:
+        yield from picture(found, top, unit)
 
 
-def picture(points: Sequence[tuple[float, float, float, float, float]], top: int | None, unit: str) -> Iterable[str]:
+def picture(found: Sequence[tuple[float, float, float, float, float]], top: int | None, unit: str) -> Iterable[str]:
     """Four lines of bars over (when, blocks used, running, waiting, preemptions so far), and the axis."""
-    end = points[-1][0] or 1
+    end = found[-1][0] or 1
     series = (("blocks used", 1, top), ("running", 2, None), ("waiting", 3, None), ("preemptions", 4, None))
     for name, column, ceiling in series:
-        line = bars.resample([(p[0] / end, p[column]) for p in points])
+        line = bars.resample([(p[0] / end, p[column]) for p in found])
         peak = max(line)
         most = f"{peak:,.0f}" + (f" of {ceiling:,}" if ceiling else "")
         yield f"{name:>12} {bars.draw(line, ceiling or peak)} {most}"
     yield f"{'':>12} 0{'':{bars.WIDTH - 2}}{end:,.0f} {unit}"
 
 
-def _points(reading: Reading) -> tuple[list[tuple[float, float, float, float, float]], int | None, str]:
+def points(reading: Reading) -> tuple[list[tuple[float, float, float, float, float]], int | None, str]:
     """(when, blocks, running, waiting, preemptions so far), the blocks there are, and the unit of when."""
     record = reading.record
     steps = record.tables.get("steps")

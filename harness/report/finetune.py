@@ -49,7 +49,7 @@ def build(reading: Reading) -> Report:
     sections = [
         Section(_heading(account), tuple(_explain(scenario, account)), flowing=True),
         Section("Two rungs", table=rungs_table(reading.comparison, QUESTIONS)),
-        Section("One training step, GiB on the device", table=_moments_table(account)),
+        Section("One training step, GiB on the device", table=_moments_table(account), chart="memory"),
         Section("Where the bytes come from", table=_sources_table(account)),
         Section("What is held in which type", table=_types_table(scenario)),
         Section("The adapters", table=_adapters_table(scenario)),

@@ -11,6 +11,7 @@ REHEARSAL = "rehearsal.json"
 MEASUREMENT = "measurement.json"
 COMPARISON = "comparison.json"
 REPORT = "report.md"
+PAGE = "report.html"
 ENGINE_LOG = "engine.log"
 STEPS = "steps.csv"
 FRAMES = "simulated.csv"  # the timeline of an analytic run
