@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from harness.architecture import from_config
 from harness.devices import match, nvml
 from harness.engines import vllm, weights
 from harness.errors import MachineError
@@ -48,6 +49,8 @@ def obstacle(mode: Mode, scenario: Scenario, prediction: Account) -> str | None:
         return "a training step is predicted, not run"
     if scenario.load is None:
         return "the scenario has no load"
+    if from_config(scenario.config()).encoder_tokens:
+        return "each request of such a model brings audio, which bench has none of"
     if scenario.load.adapters:
         return "the load asks for LoRA adapters, and there are none to serve"
     if mode is Mode.MEASURED and scenario.engine.entrypoint != "server":

@@ -39,8 +39,8 @@ def seen(model: Any, version: str = "0.19.0", stage: int = 0, **more: Any) -> En
 def test_the_profiled_images_are_those_of_the_logs(model: str, budget: int, count: int):
     """Runs h100-019-17, -13, -15 and -23: "a budget of N tokens, and profiled with K image items"."""
     a, found = from_config(run(model).config()), seen(model)
-    assert found is not None and a.vision is not None
-    ((_, item),) = a.vision.items
+    assert found is not None and a.tower is not None
+    ((_, item),) = a.tower.items
     assert found.words == f"{count} x image of {item.tokens:,} tokens"
     assert max(8192, item.tokens) == budget
 
@@ -130,7 +130,7 @@ def test_tokens_of_the_largest_item(find: Any, vision: Any, outer: Any, kind: st
 
 def test_an_image_whose_limit_is_not_known_is_refused_with_the_way_out():
     glm = next(config_of(c) for c in CASES if c[0].startswith("Glm4v"))
-    with pytest.raises(UsageError, match="how large an image Glm4vForConditionalGeneration takes is not known here"):
+    with pytest.raises(UsageError, match="how large an item Glm4vForConditionalGeneration takes is not known here"):
         seen(glm, max_model_len=512)
     assert seen(glm, max_model_len=512, skip_mm_profiling="true") is None
 

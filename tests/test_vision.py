@@ -124,7 +124,7 @@ def test_towers_count_as_in_transformers(case: Any):
 def test_whole_models_count_as_in_transformers(case: Any):
     config = config_of(case)
     a = from_config(config)
-    assert a.name == case[0] and a.vision is not None
+    assert a.name == case[0] and a.tower is not None
     assert a.parameters == counted_by_transformers(config, tower_alone=False)
     assert a.active_parameters < a.parameters
 
@@ -202,7 +202,7 @@ def test_data_mode_copies_the_tower_where_the_class_knows_it():
 
 def test_gemma4_and_kimi_where_heads_do_not_divide_hold_it_whole():
     kimi = multimodal.WRAPPERS["KimiK25ForConditionalGeneration"]
-    vision = multimodal.Vision(4, kimi.modalities, kimi.data, kimi.falls_back)
+    vision = multimodal.Tower(4, kimi.modalities, kimi.data, kimi.falls_back)
     assert [vision.ranks(n, "weights") for n in (1, 2, 4, 8)] == [1, 2, 4, 1]
     gemma4, _ = multimodal.tower(config_of(CASES[-1]), 64)
     assert gemma4.ranks(8, "weights") == 1
@@ -257,7 +257,7 @@ def test_a_tower_whose_heads_do_not_divide_is_refused():
         (7, {"vision_config": {**CLIP, "model_type": "dino"}}, "vision_config.model_type: 'dino' is not supported"),
         (7, {"vision_feature_layer": 9}, "vision_feature_layer: expected layers of 5, got 9"),
         (12, {"vision_config": {**KIMI, "merge_kernel_size": 2}}, "merge_kernel_size: expected two small"),
-        (13, {"audio_config": {}}, "audio_config: audio towers are not supported yet"),
+        (13, {"audio_config": {}}, "audio_config: the audio tower of Llama4ForConditionalGeneration is not"),
     ],
 )
 def test_a_bad_config_is_one_line_that_names_the_key(case: int, changes: dict[str, Any], said: str):

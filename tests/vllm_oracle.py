@@ -68,7 +68,7 @@ class Vllm:
 
     def plan(
         self, specs: list[Specs], available: list[int], max_model_len: int, *, override: int | None = None,
-        in_flight: int = 8192, prefix_caching: bool = True, dcp: int = 1,
+        in_flight: int = 8192, prefix_caching: bool = True, dcp: int = 1, encoder_tokens: int = 8192,
     ) -> Any:  # fmt: skip
         """(blocks, tokens, concurrency) for the specs and bytes of each worker, or the words of the refusal."""
         from vllm.v1.core.kv_cache_utils import get_kv_cache_capacity, get_kv_cache_configs
@@ -80,6 +80,7 @@ class Vllm:
         cache.num_gpu_blocks_override = override
         cache.mamba_cache_mode = "align" if prefix_caching else "none"
         parallel.decode_context_parallel_size = dcp
+        self.config.scheduler_config.max_num_encoder_input_tokens = encoder_tokens
         try:
             planned = get_kv_cache_configs(self.config, specs, available)
             return planned[0].num_blocks, *get_kv_cache_capacity(self.config, planned[0])

@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from harness.architecture import from_config, mtp  # noqa: E402
 from harness.architecture.checkpoint import module_names  # noqa: E402
+from harness.architecture.multimodal import WRAPPERS  # noqa: E402
 from harness.errors import UsageError  # noqa: E402
 from harness.predict.inventory import inventory  # noqa: E402
 from harness.predict.quantization.methods import of_config  # noqa: E402
@@ -71,7 +72,12 @@ KEPT_OF_VISION = [
 ]  # fmt: skip
 KEPT_BESIDE = [
     "vision_feature_layer", "vision_feature_select_strategy", "image_grid_pinpoints", "multimodal_projector_bias",
-    "spatial_merge_size", "mm_tokens_per_image", "audio_config",
+    "spatial_merge_size", "mm_tokens_per_image", "audio_config", "is_encoder_decoder",
+]  # fmt: skip
+# Of an encoder of audio, and of Whisper as a whole.
+KEPT_OF_AUDIO = [
+    "d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "decoder_layers",
+    "decoder_attention_heads", "decoder_ffn_dim", "num_mel_bins", "max_source_positions", "max_target_positions",
 ]  # fmt: skip
 # Of a quantization_config, what tells the format.
 KEPT_OF_QUANTIZATION = (
@@ -110,7 +116,7 @@ def trimmed(config: dict[str, Any]) -> dict[str, Any]:
     """The config with the kept keys alone, dtype under its older name, long rope factors left out."""
     if "dtype" in config and "torch_dtype" not in config:
         config["torch_dtype"] = config["dtype"]
-    kept = {k: config[k] for k in (*KEPT, *KEPT_BESIDE) if k in config}
+    kept = {k: config[k] for k in (*KEPT, *KEPT_BESIDE, *KEPT_OF_AUDIO) if k in config}
     if isinstance(config.get("vision_config"), dict):
         kept["vision_config"] = {k: config["vision_config"][k] for k in KEPT_OF_VISION if k in config["vision_config"]}
     if isinstance(config.get("text_config"), dict):
@@ -162,7 +168,7 @@ def meta_parameters(config: dict[str, Any]) -> int:
     kind = {"kimi_k2": "deepseek_v3"}.get(config["model_type"], config["model_type"])
     hf = AutoConfig.for_model(kind, **_plain(config))
     with torch.device("meta"):
-        if "vision_config" in config:
+        if config["architectures"][0] in WRAPPERS:
             name = config["architectures"][0].replace("KimiK25", "Kimi_K25")
             model = getattr(transformers, name)._from_config(hf)
         else:

@@ -105,6 +105,20 @@ DENSE: dict[str, Family] = {
     "Ernie4_5ForCausalLM": Family(qkv_bias="use_bias", o_bias="use_bias", mlp_bias="use_bias", tied=True),
 }  # fmt: skip
 
+# What attends to an encoder, by the name of vLLM's own class inside the one that a config names.
+DECODERS: dict[str, Family] = {
+    "WhisperDecoder": Family(
+        kv_heads="all", layer_norms=3, norm_bias=True, gated=False, qkv_bias=True, key_bias=False, o_bias=True,
+        mlp_bias=True, tied=True, whole_embedding=True, rotary=None, position_offset=0, cross="max_source_positions",
+        keys=(
+            ("hidden_size", "d_model"), ("num_hidden_layers", "decoder_layers"),
+            ("num_attention_heads", "decoder_attention_heads"), ("intermediate_size", "decoder_ffn_dim"),
+            ("max_position_embeddings", "max_target_positions"),
+        ),
+        must_be=(("tie_word_embeddings", True),),
+    ),
+}  # fmt: skip
+
 MIXTURES: dict[str, Family] = {
     "MixtralForCausalLM": Family(experts=Experts(count="num_local_experts", width="intermediate_size")),
     "Qwen2MoeForCausalLM": Family(
@@ -150,4 +164,4 @@ MIXTURES: dict[str, Family] = {
     "Glm4MoeLiteForCausalLM": _DEEPSEEK_V3,
 }  # fmt: skip
 
-FAMILIES: dict[str, Family] = {**DENSE, **MIXTURES, **HYBRIDS}
+FAMILIES: dict[str, Family] = {**DENSE, **MIXTURES, **HYBRIDS, **DECODERS}

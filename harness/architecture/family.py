@@ -46,10 +46,13 @@ class Family:
     o_bias: bool | str = False
     mlp_bias: bool | str = False
     lm_head_bias: bool | str = False
+    key_bias: bool = True  # False: qkv_bias is not of k; vLLM makes that one of zeros
     qk_norm: str | None = None  # "head": one weight for each element of a head; "all": for each of all heads
     qk_norm_flag: str | None = None  # the config key that switches qk_norm on
     sinks: bool | str = False  # one learned sink a head; of one kind of layers alone where it names that
     tied: bool = False
+    whole_embedding: bool = False  # the same on each rank, not padded
+    cross: str | None = None  # every layer attends to an encoder too: the config key of its positions
     rotary: float | None = 1.0  # default share of a head that is rotated; None: no rotary embedding
     rotary_local: bool = False  # a second rotary cache for the sliding layers
     rotary_float32: bool = False

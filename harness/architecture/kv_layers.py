@@ -1,4 +1,5 @@
-"""The caches that a layer may keep: rows of keys and values, a window of them, a latent row, a recurrent state.
+"""The caches that a layer may keep: rows of keys and values (its own tokens', a window of them, an encoder's), a latent
+row, a recurrent state.
 
 Source: ``get_kv_cache_spec`` of attention/attention.py, mla_attention.py, chunked_local_attention.py and
 mamba/abstract.py (vllm/model_executor/layers), and what each model class hands to it, 0.32.
@@ -10,7 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
-FULL, SLIDING, CHUNKED, MLA, INDEXER, STATE = "full", "sliding", "chunked", "mla", "indexer", "state"
+FULL, SLIDING, CHUNKED, CROSS = "full", "sliding", "chunked", "cross"
+MLA, INDEXER, STATE = "mla", "indexer", "state"
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,11 @@ class KvLayer:
         return 1 if self.kind in (MLA, INDEXER) else max(1, self.heads // tp)
 
     def bytes_per_token(self, tp: int, dtype_bytes: int | Fraction) -> int:
-        """Bytes that one token adds on one of ``tp`` ranks; none to a state."""
+        """Bytes that one token adds on one of ``tp`` ranks; none to a state, nor to what is an encoder's."""
+        return 0 if self.kind == CROSS else self.row_bytes_on_rank(tp, dtype_bytes)
+
+    def row_bytes_on_rank(self, tp: int, dtype_bytes: int | Fraction) -> int:
+        """Bytes of a row, of whosesoever tokens, on one of ``tp`` ranks; a state has none."""
         if self.state is not None:
             return 0
         row = self.row_bytes if self.row_bytes is not None else int(self.row * dtype_bytes)

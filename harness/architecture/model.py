@@ -8,6 +8,7 @@ from typing import Any
 
 from harness.architecture import multimodal
 from harness.architecture.component import Component, heads_on_rank, padded_vocab
+from harness.architecture.cross import cross_cache
 from harness.architecture.families import FAMILIES
 from harness.architecture.family import Family
 from harness.architecture.indexer import indexer_cache, indexer_layers
@@ -28,10 +29,11 @@ _OF_SPARSE_ATTENTION, _OF_STATES = ("index_topk",), ("linear_attn_config", "mamb
 
 @dataclass(frozen=True)
 class Architecture:
-    """A decoder, and the tower of the wrapper around it. Counts; ``max_model_len`` is vLLM's derived limit in tokens.
+    """A decoder, and the tower of images or audio around it. Counts.
 
-    ``intermediate`` is the width of the dense MLP. ``rotary_shapes``: (positions, dims) of each cos/sin cache that
-    vLLM keeps, in float32 where ``rotary_float32`` says so.
+    ``max_model_len`` is vLLM's derived limit in tokens, ``intermediate`` the width of the dense MLP. ``rotary_shapes``:
+    (positions, dims) of each cos/sin cache that vLLM keeps, in float32 where ``rotary_float32`` says so.
+    ``encoder_tokens``: positions of an encoder that each request attends to, as many whatever it holds; 0: none.
     """
 
     name: str
@@ -55,7 +57,8 @@ class Architecture:
     layout: Layout
     kv_layers: tuple[tuple[KvLayer, ...], ...]
     components: tuple[Component, ...]
-    vision: multimodal.Vision | None = None
+    tower: multimodal.Tower | None = None
+    encoder_tokens: int = 0
     source: str = CLOSED
 
     @property
@@ -66,7 +69,8 @@ class Architecture:
     @property
     def active_parameters(self) -> int:
         """Parameters that one token of text meets: of the routed experts only those that it is sent to."""
-        seeing = sum(c.elements * c.times for c in self.components if c.kind == "vision" and c.counted)
+        tower = (c for c in self.components if c.place in ("tower", "projector") and c.counted)
+        seeing = sum(c.elements * c.times for c in tower)
         if self.mixture is None:
             return self.parameters - seeing
         idle = self.mixture.count - self.mixture.used
@@ -129,8 +133,8 @@ class Architecture:
         pairs += [(width, tp) for width in self._widths()]
         if self.mixture is not None:
             pairs.append((self.mixture.width, tp if expert_ranks is None else expert_ranks))
-        if self.vision is not None and self.vision.heads:
-            pairs.insert(0, (self.vision.heads, tower_ranks))
+        if self.tower is not None and self.tower.heads:
+            pairs.insert(0, (self.tower.heads, tower_ranks))
         for whole, part in pairs:
             if whole % part:
                 raise UsageError(f"{whole} is not divisible by {part} ({self.name}, {tp} ranks)")
@@ -167,9 +171,9 @@ def from_config(config: dict[str, Any]) -> Architecture:
     wrapped = multimodal.wrapper(config)
     if wrapped is not None:
         inner = from_config(multimodal.text_config(config))
-        vision, parts = multimodal.tower(config, inner.hidden)
+        tower, parts = multimodal.tower(config, inner.hidden)
         return replace(
-            inner, name=config["architectures"][0], vision=vision, components=(*inner.components, *parts),
+            inner, name=config["architectures"][0], tower=tower, components=(*inner.components, *parts),
             rotary_shapes=tuple((n * wrapped.position_factor, dims) for n, dims in inner.rotary_shapes),
         )  # fmt: skip
     name = _class_name(config)
@@ -208,6 +212,7 @@ def from_config(config: dict[str, Any]) -> Architecture:
         dtype=model_dtype(config), rotary_shapes=rotary, rotary_float32=family.rotary_float32, mla=mla,
         mixture=mixture, layout=plan, kv_layers=_kv_layers(family, read, size),
         components=tuple(components(family, read, size)),
+        encoder_tokens=read.count(family.cross) if family.cross else 0,
     )  # fmt: skip
 
 
@@ -222,6 +227,8 @@ def _kv_layers(family: Family, read: Reader, size: Sizes) -> tuple[tuple[KvLayer
         own = (cache,)
         for i in group.layers if group.own_kv else ():
             caches[i] = own
+    if family.cross:
+        _add(caches, tuple(range(size.layers)), cross_cache(size.heads, size.hidden // size.heads))
     if family.indexer:
         _add(caches, indexer_layers(read, size.layers), indexer_cache(read))
     if family.mixer:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from harness.architecture import images, vision
+from harness.architecture import audio, images, towers, vision
 from harness.architecture.component import Component
 from harness.architecture.images import Item
 from harness.architecture.reader import Reader, show
@@ -14,7 +14,7 @@ from harness.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Vision:
+class Tower:
     """What a wrapper adds to its decoder beside the parts.
 
     ``heads``: of the tower, which ranks divide; None: each holds it whole. ``modalities``: those that go through it.
@@ -28,6 +28,11 @@ class Vision:
     falls_back: bool = False
     items: tuple[tuple[str, Item], ...] = ()
     levels: int = 0
+
+    @property
+    def senses(self) -> tuple[str, ...]:
+        """"vision", "audio" or both."""
+        return tuple(dict.fromkeys("audio" if m == "audio" else "vision" for m in self.modalities))
 
     def ranks(self, tp: int, mode: str) -> int:
         """How many of ``tp`` ranks share one tower."""
@@ -43,13 +48,15 @@ class Vision:
 class Wrapper:
     """One class. ``text``: the decoder's class, or one for each ``text_config.model_type``.
 
-    ``defaults``: that of :data:`DEFAULTS` which its ``vision_config`` leaves out; None: as its ``model_type`` says.
+    ``within``: the key of the tower's config; "": it is the config itself. ``defaults``: that of :data:`DEFAULTS` which
+    it leaves out; None: as its ``model_type`` says.
     ``heads``: the key of the tower's heads; ``position_factor``: how much longer than the decoder's positions its
-    rotary cache is (rotary_embedding/mrope.py: video has its own clock); the rest as in :class:`Vision`.
+    rotary cache is (rotary_embedding/mrope.py: video has its own clock); the rest as in :class:`Tower`.
     """
 
     text: str | tuple[tuple[str, str], ...]
-    tower: Callable[[Reader, int, Reader], vision.Parts]
+    tower: Callable[[Reader, int, Reader], towers.Parts]
+    within: str = "vision_config"
     defaults: str | None = None
     heads: str | None = "num_attention_heads"
     modalities: tuple[str, ...] = ("image",)
@@ -98,8 +105,12 @@ WRAPPERS: dict[str, Wrapper] = {
     "Mistral3ForConditionalGeneration": Wrapper(_MISTRAL, vision.mistral3, items=images.mistral3),
     "LlavaForConditionalGeneration": Wrapper(_LLAVA, vision.llava, items=images.llava),
     "LlavaNextForConditionalGeneration": Wrapper(_LLAVA, vision.llava_next, items=images.llava_next),
+    "WhisperForConditionalGeneration": Wrapper(
+        "WhisperDecoder", audio.whisper, "", heads="encoder_attention_heads", modalities=("audio",),
+        items=audio.whisper_clip,
+    ),
     "KimiK25ForConditionalGeneration": Wrapper(
-        "DeepseekV3ForCausalLM", vision.kimi_k25, "kimi_k25_vision", modalities=("vision_chunk",), data=True,
+        "DeepseekV3ForCausalLM", vision.kimi_k25, defaults="kimi_k25_vision", modalities=("vision_chunk",), data=True,
         falls_back=True, items=images.kimi_k25,
     ),
 }  # fmt: skip
@@ -200,22 +211,24 @@ def _text_class(row: Wrapper, inner: dict[str, Any]) -> str:
     return kinds[kind]
 
 
-def tower(config: dict[str, Any], hidden: int) -> tuple[Vision, tuple[Component, ...]]:
+def tower(config: dict[str, Any], hidden: int) -> tuple[Tower, tuple[Component, ...]]:
     """What the wrapper of ``config`` adds to a decoder that is ``hidden`` wide, and its parts."""
     row = wrapper(config)
     assert row is not None
-    if config.get("audio_config") is not None:
-        raise UsageError("config: audio_config: audio towers are not supported yet")
-    inner = config.get("vision_config")
+    if config.get("audio_config") is not None and row.within != "audio_config":
+        raise UsageError(f"config: audio_config: the audio tower of {config['architectures'][0]} is not supported yet")
+    inner = config.get(row.within) if row.within else config
     if not isinstance(inner, dict):
-        raise UsageError(f"config: vision_config: expected a mapping, got {show(inner)}")
+        raise UsageError(f"config: {row.within}: expected a mapping, got {show(inner)}")
     # Kimi's published names have prefixes which transformers' class has not.
     given = {k.removeprefix("vt_").removeprefix("init_"): v for k, v in inner.items()}
     whole = {**_defaults(row.defaults or inner.get("model_type")), **given}
-    read = Reader(whole, {}, "vision_config.")
+    read = Reader(whole, {}, f"{row.within}." if row.within else "")
     heads = read.count(row.heads) if row.heads else None
     outer = Reader(config, {})
     items = tuple(row.items(read, outer).items()) if row.items else ()
     levels = len(vision.deepstack_levels(read))
-    added = Vision(heads, row.modalities, row.data, row.falls_back, items, levels)
-    return added, tuple(row.tower(read, hidden, outer))
+    added = Tower(heads, row.modalities, row.data, row.falls_back, items, levels)
+    parts = row.tower(read, hidden, outer)
+    sense = added.senses[0]
+    return added, tuple(replace(p, kind=sense) if p.kind == "vision" else p for p in parts)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from harness.architecture.component import Component
+from harness.architecture.cross import cross_parts
 from harness.architecture.extras import EXTRAS
 from harness.architecture.family import Experts, Family
 from harness.architecture.indexer import indexer_layers, indexer_parts
@@ -61,13 +62,16 @@ class Sizes:
 
 def components(family: Family, read: Reader, size: Sizes) -> Iterator[Component]:
     """All parts of the model, in the order in which vLLM makes those of a layer."""
-    yield Component("embed_tokens", (size.vocab, size.hidden), "vocab", "first", kind="embedding")
+    split = "replicated" if family.whole_embedding else "vocab"
+    yield Component("embed_tokens", (size.vocab, size.hidden), split, "first", kind="embedding")
     if family.position_offset is not None:
         rows = read.positions + family.position_offset
         yield Component("embed_positions", (rows, size.hidden), "replicated", "first", kind="embedding")
     for group in size.layout.attention:
         parts = _latent_attention(size, size.mla) if size.mla else _attention(family, read, size.hidden, group)
         yield from _of(group.layers, size, parts)
+    if family.cross:
+        yield from cross_parts(size.hidden)
     if family.indexer and size.mla:
         where = indexer_layers(read, size.layers)
         yield from _of(where, size, indexer_parts(read, size.hidden, size.mla.q_rank))
@@ -108,7 +112,7 @@ def _attention(family: Family, read: Reader, hidden: int, group: Attention) -> I
         units = ((group.heads, 2 * group.head_dim), *units[1:])
     copied = () if group.values else units[2:]  # vLLM keeps such keys twice
     units = units if group.values else units[:2]
-    outputs, kind = sum(n * width for n, width in units), "attention"
+    outputs, kind = _elements(units), "attention"
     yield Component("qkv_proj.weight", (outputs, hidden), "heads", quantizable=True, kind=kind, units=units)
     for heads, width in copied:
         yield Component(
@@ -116,7 +120,10 @@ def _attention(family: Family, read: Reader, hidden: int, group: Attention) -> I
             counted=False,
         )  # fmt: skip
     if _flag(family, read, family.qkv_bias):
-        yield Component("qkv_proj.bias", (outputs,), "heads", kind=kind, units=units)
+        has, lacks = (units, ()) if family.key_bias else ((units[0], *units[2:]), units[1:2])
+        yield Component("qkv_proj.bias", (_elements(has),), "heads", kind=kind, units=has)
+        if lacks:
+            yield Component("qkv_proj.bias, k", (_elements(lacks),), "heads", kind=kind, units=lacks, counted=False)
     if family.gate == "head":
         yield from linear("g_proj", group.heads, hidden, "column", False, kind)
     out = group.heads * group.value_dim
@@ -128,6 +135,10 @@ def _attention(family: Family, read: Reader, hidden: int, group: Attention) -> I
         for name, heads in norms if group.own_kv else norms[:1]:
             width = group.head_dim * (heads if family.qk_norm == "all" else 1)
             yield Component(f"{name}.weight", (width,), "replicated")
+
+
+def _elements(units: tuple[tuple[int, int], ...]) -> int:
+    return sum(heads * width for heads, width in units)
 
 
 def _latent_attention(size: Sizes, mla: Mla) -> Iterator[Component]:

@@ -1,8 +1,7 @@
 """Vision towers and their projectors, part by part, as vLLM makes them.
 
-Every tower is a transformer of ``depth`` equal blocks between a patch embedding and a projector; :func:`_blocks` makes
-those, and one function a class the rest. ``place`` "tower": split like the layers of the decoder, or copied whole where
-``mm_encoder_tp_mode`` is "data"; "projector": split either way. Every pipeline stage holds both.
+Every tower is a transformer of ``depth`` equal blocks (towers.py) between a patch embedding and a projector; one
+function a class makes the rest.
 
 Sources: the module of each class in vllm/model_executor/models, 0.32. tests/test_vision.py holds the counts against
 transformers' own models, tests/test_vision_vllm.py the shapes against vLLM's classes.
@@ -10,104 +9,65 @@ transformers' own models, tests/test_vision_vllm.py the shapes against vLLM's cl
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from harness.architecture.component import Component
+from harness.architecture import towers
 from harness.architecture.reader import Reader, show
 from harness.errors import UsageError
-
-Parts = Iterator[Component]
-
-
-def _part(name: str, shape: tuple[int, ...], split: str = "replicated", times: int = 1, **more: Any) -> Component:
-    return Component(name, shape, split, **{"place": "tower", "kind": "vision", "times": times, **more})
-
-
-def _linear(name: str, out: int, inner: int, split: str, bias: bool = True, times: int = 1, **more: Any) -> Parts:
-    yield _part(f"{name}.weight", (out, inner), split, times, quantizable=True, **more)
-    if bias:
-        # The bias of a row-split layer is added once, after the ranks are summed: each keeps it whole.
-        yield _part(f"{name}.bias", (out,), "replicated" if split == "row" else split, times, **more)
-
-
-def _norm(name: str, width: int, bias: bool = True, times: int = 1) -> Parts:
-    yield _part(f"{name}.weight", (width,), times=times)
-    if bias:
-        yield _part(f"{name}.bias", (width,), times=times)
-
-
-def _blocks(
-    name: str, depth: int, width: int, inner: int, *, bias: bool = True, gated: bool = False, norm_bias: bool = True,
-    mlp_bias: bool | None = None,
-) -> Parts:  # fmt: skip
-    """``depth`` blocks of attention (``width``) and an MLP (``inner``), a norm before each."""
-    mlp_bias = bias if mlp_bias is None else mlp_bias
-    yield from _linear(f"{name}.attn.qkv", 3 * width, width, "column", bias, depth)
-    yield from _linear(f"{name}.attn.proj", width, width, "row", bias, depth)
-    first, outputs = ("gate_up_proj", 2 * inner) if gated else ("fc1", inner)
-    yield from _linear(f"{name}.mlp.{first}", outputs, width, "column", mlp_bias, depth)
-    yield from _linear(f"{name}.mlp.{'down_proj' if gated else 'fc2'}", width, inner, "row", mlp_bias, depth)
-    for norm in ("norm1", "norm2"):
-        yield from _norm(f"{name}.{norm}", width, norm_bias, depth)
-
-
-def _rotary(name: str, positions: int, dims: int) -> Parts:
-    """The cos/sin cache that ``get_rope`` makes once for all blocks."""
-    yield _part(f"{name}.rotary cos_sin_cache", (positions, dims), kind="rotary", counted=False)
-
 
 # -- Qwen ------------------------------------------------------------------------------------------
 
 _QWEN_POSITIONS = 8192  # max_position of the tower's get_rope, in all classes of Qwen and GLM
 
 
-def _qwen_patches(vision: Reader, width: int, bias: bool) -> Parts:
+def _qwen_patches(vision: Reader, width: int, bias: bool) -> towers.Parts:
     patch, frames = vision.count("patch_size"), vision.count("temporal_patch_size")
     shape = (width, vision.count("in_channels", default=3), frames, patch, patch)
-    yield _part("visual.patch_embed.proj.weight", shape)
+    yield towers.part("visual.patch_embed.proj.weight", shape)
     if bias:
-        yield _part("visual.patch_embed.proj.bias", (width,))
+        yield towers.part("visual.patch_embed.proj.bias", (width,))
 
 
-def _qwen_merger(name: str, width: int, merge: int, out: int, norm: int, norm_bias: bool, times: int = 1) -> Parts:
-    yield from _norm(f"{name}.norm", norm, norm_bias, times)
-    yield from _linear(f"{name}.linear_fc1", merge**2 * width, merge**2 * width, "column", times=times)
-    yield from _linear(f"{name}.linear_fc2", out, merge**2 * width, "row", times=times)
+def _qwen_merger(
+    name: str, width: int, merge: int, out: int, norm: int, norm_bias: bool, times: int = 1
+) -> towers.Parts:
+    yield from towers.norm(f"{name}.norm", norm, norm_bias, times)
+    yield from towers.linear(f"{name}.linear_fc1", merge**2 * width, merge**2 * width, "column", times=times)
+    yield from towers.linear(f"{name}.linear_fc2", out, merge**2 * width, "row", times=times)
 
 
-def qwen2_vl(vision: Reader, hidden: int, outer: Reader) -> Parts:
+def qwen2_vl(vision: Reader, hidden: int, outer: Reader) -> towers.Parts:
     """Qwen2-VL: ``embed_dim`` wide; ``hidden_size`` is what it hands to the decoder."""
     width, heads, merge = vision.count("embed_dim"), vision.count("num_heads"), vision.count("spatial_merge_size")
     yield from _qwen_patches(vision, width, bias=False)
-    yield from _blocks("visual.blocks", vision.count("depth"), width, width * vision.count("mlp_ratio"))
+    yield from towers.blocks("visual.blocks", vision.count("depth"), width, width * vision.count("mlp_ratio"))
     yield from _qwen_merger("visual.merger", width, merge, vision.count("hidden_size"), width, norm_bias=True)
-    yield from _rotary("visual", _QWEN_POSITIONS, width // heads // 2)
+    yield from towers.rotary("visual", _QWEN_POSITIONS, width // heads // 2)
 
 
-def qwen2_5_vl(vision: Reader, hidden: int, outer: Reader) -> Parts:
+def qwen2_5_vl(vision: Reader, hidden: int, outer: Reader) -> towers.Parts:
     """Qwen2.5-VL: gated MLP, RMS norms."""
     width, heads, merge = vision.count("hidden_size"), vision.count("num_heads"), vision.count("spatial_merge_size")
     inner, out = vision.count("intermediate_size"), vision.count("out_hidden_size")
     yield from _qwen_patches(vision, width, bias=False)
-    yield from _blocks("visual.blocks", vision.count("depth"), width, inner, gated=True, norm_bias=False)
+    yield from towers.blocks("visual.blocks", vision.count("depth"), width, inner, gated=True, norm_bias=False)
     yield from _qwen_merger("visual.merger", width, merge, out, width, norm_bias=False)
-    yield from _rotary("visual", _QWEN_POSITIONS, width // heads // 2)
+    yield from towers.rotary("visual", _QWEN_POSITIONS, width // heads // 2)
 
 
-def qwen3_vl(vision: Reader, hidden: int, outer: Reader) -> Parts:
+def qwen3_vl(vision: Reader, hidden: int, outer: Reader) -> towers.Parts:
     """Qwen3-VL and Qwen3.5: learned positions, and a merger more for each level of deepstack."""
     width, heads, merge = vision.count("hidden_size"), vision.count("num_heads"), vision.count("spatial_merge_size")
     out, levels = vision.count("out_hidden_size"), len(deepstack_levels(vision))
     yield from _qwen_patches(vision, width, bias=True)
-    yield _part("visual.pos_embed.weight", (vision.count("num_position_embeddings"), width))
-    yield from _blocks("visual.blocks", vision.count("depth"), width, vision.count("intermediate_size"))
+    yield towers.part("visual.pos_embed.weight", (vision.count("num_position_embeddings"), width))
+    yield from towers.blocks("visual.blocks", vision.count("depth"), width, vision.count("intermediate_size"))
     yield from _qwen_merger("visual.merger", width, merge, out, width, norm_bias=True)
     if levels:
         norm = merge**2 * width
         yield from _qwen_merger("visual.deepstack_merger_list", width, merge, out, norm, norm_bias=True, times=levels)
-    yield from _rotary("visual", _QWEN_POSITIONS, width // heads // 2)
+    yield from towers.rotary("visual", _QWEN_POSITIONS, width // heads // 2)
 
 
 def deepstack_levels(vision: Reader) -> list[int]:
@@ -118,93 +78,93 @@ def deepstack_levels(vision: Reader) -> list[int]:
     return value
 
 
-def glm4v(vision: Reader, hidden: int, outer: Reader) -> Parts:
+def glm4v(vision: Reader, hidden: int, outer: Reader) -> towers.Parts:
     """GLM-4.1V, 4.5V, 4.6V: the blocks' MLP is as wide as the output, the merger's as ``intermediate_size``."""
     width, heads, merge = vision.count("hidden_size"), vision.count("num_heads"), vision.count("spatial_merge_size")
     out, inner = vision.count("out_hidden_size"), vision.count("intermediate_size")
     grid = vision.count("image_size") // vision.count("patch_size")
     yield from _qwen_patches(vision, width, bias=True)
-    yield _part("visual.embeddings.position_embedding.weight", (grid**2, width))
-    yield from _blocks(
+    yield towers.part("visual.embeddings.position_embedding.weight", (grid**2, width))
+    yield from towers.blocks(
         "visual.blocks", vision.count("depth"), width, out, bias=False, gated=True, norm_bias=False
     )  # fmt: skip
-    yield from _norm("visual.post_conv_layernorm", width, bias=False)
-    yield from _norm("visual.post_layernorm", width, bias=False)
-    yield _part("visual.downsample.weight", (out, width, merge, merge))
-    yield _part("visual.downsample.bias", (out,))
-    yield from _linear("visual.merger.proj", out, out, "column", bias=False)
-    yield from _norm("visual.merger.post_projection_norm", out)
-    yield from _linear("visual.merger.gate_up_proj", 2 * inner, out, "column", bias=False)
-    yield from _linear("visual.merger.down_proj", out, inner, "row", bias=False)
-    yield from _rotary("visual", _QWEN_POSITIONS, width // heads // 2)
+    yield from towers.norm("visual.post_conv_layernorm", width, bias=False)
+    yield from towers.norm("visual.post_layernorm", width, bias=False)
+    yield towers.part("visual.downsample.weight", (out, width, merge, merge))
+    yield towers.part("visual.downsample.bias", (out,))
+    yield from towers.linear("visual.merger.proj", out, out, "column", bias=False)
+    yield from towers.norm("visual.merger.post_projection_norm", out)
+    yield from towers.linear("visual.merger.gate_up_proj", 2 * inner, out, "column", bias=False)
+    yield from towers.linear("visual.merger.down_proj", out, inner, "row", bias=False)
+    yield from towers.rotary("visual", _QWEN_POSITIONS, width // heads // 2)
 
 
 # -- towers of fixed images ------------------------------------------------------------------------
 
 
-def _square_patches(name: str, vision: Reader, width: int, bias: bool) -> Parts:
+def _square_patches(name: str, vision: Reader, width: int, bias: bool) -> towers.Parts:
     patch = vision.count("patch_size")
-    yield _part(f"{name}.weight", (width, vision.count("num_channels", default=3), patch, patch))
+    yield towers.part(f"{name}.weight", (width, vision.count("num_channels", default=3), patch, patch))
     if bias:
-        yield _part(f"{name}.bias", (width,))
+        yield towers.part(f"{name}.bias", (width,))
 
 
-def siglip(vision: Reader, depth: int, post_norm: bool) -> Parts:
+def siglip(vision: Reader, depth: int, post_norm: bool) -> towers.Parts:
     """``depth`` layers of SigLIP. transformers has its pooling head too, unless the config says otherwise."""
     width, inner = vision.count("hidden_size"), vision.count("intermediate_size")
     grid = vision.count("image_size") // vision.count("patch_size")
     yield from _square_patches("vision_tower.embeddings.patch_embedding", vision, width, bias=True)
-    yield _part("vision_tower.embeddings.position_embedding.weight", (grid**2, width))
-    yield from _blocks("vision_tower.encoder.layers", depth, width, inner)
+    yield towers.part("vision_tower.embeddings.position_embedding.weight", (grid**2, width))
+    yield from towers.blocks("vision_tower.encoder.layers", depth, width, inner)
     if post_norm:
-        yield from _norm("vision_tower.post_layernorm", width)
+        yield from towers.norm("vision_tower.post_layernorm", width)
     if vision.flag("vision_use_head", True):
         yield from (replace(part, held=False) for part in _siglip_head(width, inner))
 
 
-def _siglip_head(width: int, inner: int) -> Parts:
-    yield _part("vision_tower.head.probe", (1, 1, width))
-    yield from _linear("vision_tower.head.attention.in_proj", 3 * width, width, "replicated")
-    yield from _linear("vision_tower.head.attention.out_proj", width, width, "replicated")
-    yield from _norm("vision_tower.head.layernorm", width)
-    yield from _linear("vision_tower.head.mlp.fc1", inner, width, "column")
-    yield from _linear("vision_tower.head.mlp.fc2", width, inner, "row")
+def _siglip_head(width: int, inner: int) -> towers.Parts:
+    yield towers.part("vision_tower.head.probe", (1, 1, width))
+    yield from towers.linear("vision_tower.head.attention.in_proj", 3 * width, width, "replicated")
+    yield from towers.linear("vision_tower.head.attention.out_proj", width, width, "replicated")
+    yield from towers.norm("vision_tower.head.layernorm", width)
+    yield from towers.linear("vision_tower.head.mlp.fc1", inner, width, "column")
+    yield from towers.linear("vision_tower.head.mlp.fc2", width, inner, "row")
 
 
-def gemma3(vision: Reader, hidden: int, outer: Reader) -> Parts:
+def gemma3(vision: Reader, hidden: int, outer: Reader) -> towers.Parts:
     """Gemma 3: SigLIP, then one matrix; split over ranks, the matrix copied."""
     width = vision.count("hidden_size")
     yield from siglip(vision, vision.count("num_hidden_layers"), post_norm=True)
-    yield _part("multi_modal_projector.mm_input_projection_weight", (width, hidden))
-    yield from _norm("multi_modal_projector.mm_soft_emb_norm", width, bias=False)
+    yield towers.part("multi_modal_projector.mm_input_projection_weight", (width, hidden))
+    yield from towers.norm("multi_modal_projector.mm_soft_emb_norm", width, bias=False)
 
 
-def gemma4(vision: Reader, hidden: int, outer: Reader) -> Parts:
+def gemma4(vision: Reader, hidden: int, outer: Reader) -> towers.Parts:
     """Gemma 4: transformers' own tower, whole on each rank."""
     width, inner = vision.count("hidden_size"), vision.count("intermediate_size")
     depth, heads = vision.count("num_hidden_layers"), vision.count("num_attention_heads")
     kv_heads, head_dim = vision.count("num_key_value_heads", default=heads), vision.count("head_dim")
     patch, name = vision.count("patch_size"), "vision_tower.encoder.layers"
     positions = vision.count("position_embedding_size")
-    yield from _linear("vision_tower.patch_embedder.input_proj", width, 3 * patch**2, "replicated", bias=False)
-    yield _part("vision_tower.patch_embedder.position_embedding_table", (2, positions, width))
+    yield from towers.linear("vision_tower.patch_embedder.input_proj", width, 3 * patch**2, "replicated", bias=False)
+    yield towers.part("vision_tower.patch_embedder.position_embedding_table", (2, positions, width))
     for part, out, source in (
         ("self_attn.q_proj", heads * head_dim, width), ("self_attn.k_proj", kv_heads * head_dim, width),
         ("self_attn.v_proj", kv_heads * head_dim, width), ("self_attn.o_proj", width, heads * head_dim),
         ("mlp.gate_proj", inner, width), ("mlp.up_proj", inner, width), ("mlp.down_proj", width, inner),
     ):  # fmt: skip
-        yield from _linear(f"{name}.{part}", out, source, "replicated", bias=False, times=depth)
+        yield from towers.linear(f"{name}.{part}", out, source, "replicated", bias=False, times=depth)
     for norm in ("q_norm", "k_norm"):
-        yield from _norm(f"{name}.self_attn.{norm}", head_dim, bias=False, times=depth)
+        yield from towers.norm(f"{name}.self_attn.{norm}", head_dim, bias=False, times=depth)
     for norm in ("input", "post_attention", "pre_feedforward", "post_feedforward"):
-        yield from _norm(f"{name}.{norm}_layernorm", width, bias=False, times=depth)
+        yield from towers.norm(f"{name}.{norm}_layernorm", width, bias=False, times=depth)
     if vision.flag("standardize", False):
         for buffer in ("std_bias", "std_scale"):
-            yield _part(f"vision_tower.{buffer}", (width,), counted=False)
-    yield from _linear("embed_vision.embedding_projection", hidden, width, "replicated", bias=False)
+            yield towers.part(f"vision_tower.{buffer}", (width,), counted=False)
+    yield from towers.linear("embed_vision.embedding_projection", hidden, width, "replicated", bias=False)
 
 
-def llama4(vision: Reader, hidden: int, outer: Reader) -> Parts:
+def llama4(vision: Reader, hidden: int, outer: Reader) -> towers.Parts:
     """Llama 4: a class token, pixel shuffle, then two matrices and the projector, which is always split."""
     width, inner = vision.count("hidden_size"), vision.count("intermediate_size")
     patch, middle = vision.count("patch_size"), vision.count("projector_input_dim")
@@ -212,44 +172,45 @@ def llama4(vision: Reader, hidden: int, outer: Reader) -> Parts:
     out, bias = vision.count("vision_output_dim"), vision.flag("multi_modal_projector_bias", False)
     channels = vision.count("num_channels", default=3)
     name = "vision_model.patch_embedding.linear"
-    yield from _linear(name, width, channels * patch**2, "column", bias=False)
-    yield _part("vision_model.class_embedding", (width,))
-    yield _part("vision_model.positional_embedding_vlm", (grid**2 + 1, width))
-    yield from _blocks("vision_model.model.layers", vision.count("num_hidden_layers"), width, inner)
+    yield from towers.linear(name, width, channels * patch**2, "column", bias=False)
+    yield towers.part("vision_model.class_embedding", (width,))
+    yield towers.part("vision_model.positional_embedding_vlm", (grid**2 + 1, width))
+    yield from towers.blocks("vision_model.model.layers", vision.count("num_hidden_layers"), width, inner)
     for norm in ("layernorm_pre", "layernorm_post"):
-        yield from _norm(f"vision_model.{norm}", width)
-    yield from _linear("vision_model.vision_adapter.mlp.fc1", middle, inner, "column", bias)
-    yield from _linear("vision_model.vision_adapter.mlp.fc2", vision.count("projector_output_dim"), middle, "row", bias)
-    yield from _linear("multi_modal_projector.linear_1", hidden, out, "column", bias=False, place="projector")
+        yield from towers.norm(f"vision_model.{norm}", width)
+    adapter, last = "vision_model.vision_adapter.mlp", vision.count("projector_output_dim")
+    yield from towers.linear(f"{adapter}.fc1", middle, inner, "column", bias)
+    yield from towers.linear(f"{adapter}.fc2", last, middle, "row", bias)
+    yield from towers.linear("multi_modal_projector.linear_1", hidden, out, "column", bias=False, place="projector")
 
 
-def pixtral(vision: Reader, depth: int, post_norm: bool) -> Parts:
+def pixtral(vision: Reader, depth: int, post_norm: bool) -> towers.Parts:
     """Pixtral's tower: gated MLP, RMS norms, no bias anywhere."""
     width, inner = vision.count("hidden_size"), vision.count("intermediate_size")
     yield from _square_patches("vision_tower.patch_conv", vision, width, bias=False)
-    yield from _norm("vision_tower.ln_pre", width, bias=False)
-    yield from _blocks(
+    yield from towers.norm("vision_tower.ln_pre", width, bias=False)
+    yield from towers.blocks(
         "vision_tower.transformer.layers", depth, width, inner, bias=False, gated=True, norm_bias=False
     )  # fmt: skip
 
 
-def clip(vision: Reader, depth: int, post_norm: bool) -> Parts:
+def clip(vision: Reader, depth: int, post_norm: bool) -> towers.Parts:
     """CLIP's tower: a class token, a norm before the blocks."""
     width, inner = vision.count("hidden_size"), vision.count("intermediate_size")
     grid = vision.count("image_size") // vision.count("patch_size")
-    yield _part("vision_tower.embeddings.class_embedding", (width,))
+    yield towers.part("vision_tower.embeddings.class_embedding", (width,))
     yield from _square_patches("vision_tower.embeddings.patch_embedding", vision, width, bias=False)
-    yield _part("vision_tower.embeddings.position_embedding.weight", (grid**2 + 1, width))
-    yield from _norm("vision_tower.pre_layrnorm", width)
-    yield from _blocks("vision_tower.encoder.layers", depth, width, inner)
+    yield towers.part("vision_tower.embeddings.position_embedding.weight", (grid**2 + 1, width))
+    yield from towers.norm("vision_tower.pre_layrnorm", width)
+    yield from towers.blocks("vision_tower.encoder.layers", depth, width, inner)
     if post_norm:
-        yield from _norm("vision_tower.post_layernorm", width)
+        yield from towers.norm("vision_tower.post_layernorm", width)
 
 
 _TOWERS = {"clip_vision_model": clip, "siglip_vision_model": siglip, "pixtral": pixtral}
 
 
-def llava(vision: Reader, hidden: int, outer: Reader) -> Parts:
+def llava(vision: Reader, hidden: int, outer: Reader) -> towers.Parts:
     """LLaVA: a tower up to the deepest layer whose features are taken, then two matrices.
 
     transformers keeps the layers above it, and the norm at the end, which vLLM does not make.
@@ -265,25 +226,25 @@ def llava(vision: Reader, hidden: int, outer: Reader) -> Parts:
             if rest:
                 yield replace(part, times=rest, held=False)
     width, bias = vision.count("hidden_size") * len(chosen), outer.flag("multimodal_projector_bias", True)
-    yield from _linear("multi_modal_projector.linear_1", hidden, width, "column", bias)
-    yield from _linear("multi_modal_projector.linear_2", hidden, hidden, "row", bias)
+    yield from towers.linear("multi_modal_projector.linear_1", hidden, width, "column", bias)
+    yield from towers.linear("multi_modal_projector.linear_2", hidden, hidden, "row", bias)
 
 
-def llava_next(vision: Reader, hidden: int, outer: Reader) -> Parts:
+def llava_next(vision: Reader, hidden: int, outer: Reader) -> towers.Parts:
     """LLaVA-NeXT: LLaVA and a vector that ends each row of an image."""
     yield from llava(vision, hidden, outer)
-    yield _part("image_newline", (hidden,))
+    yield towers.part("image_newline", (hidden,))
 
 
-def mistral3(vision: Reader, hidden: int, outer: Reader) -> Parts:
+def mistral3(vision: Reader, hidden: int, outer: Reader) -> towers.Parts:
     """Mistral Small 3.1 on: Pixtral's tower, a norm, a merger that is whole on each rank, two matrices."""
     width, merge = vision.count("hidden_size"), outer.count("spatial_merge_size", default=2)
     (depth,), bias = _feature_layers(vision, outer, default=-1), outer.flag("multimodal_projector_bias", False)
     yield from pixtral(vision, depth, False)
-    yield from _norm("multi_modal_projector.norm", width, bias=False)
-    yield _part("multi_modal_projector.patch_merger.merging_layer.weight", (width, width * merge**2))
-    yield from _linear("multi_modal_projector.linear_1", hidden, width, "column", bias)
-    yield from _linear("multi_modal_projector.linear_2", hidden, hidden, "row", bias)
+    yield from towers.norm("multi_modal_projector.norm", width, bias=False)
+    yield towers.part("multi_modal_projector.patch_merger.merging_layer.weight", (width, width * merge**2))
+    yield from towers.linear("multi_modal_projector.linear_1", hidden, width, "column", bias)
+    yield from towers.linear("multi_modal_projector.linear_2", hidden, hidden, "row", bias)
 
 
 def _tower(vision: Reader) -> Any:
@@ -303,19 +264,19 @@ def _feature_layers(vision: Reader, outer: Reader, default: int) -> list[int]:
     return [i + depth + 1 if i < 0 else i for i in given]
 
 
-def kimi_k25(vision: Reader, hidden: int, outer: Reader) -> Parts:
+def kimi_k25(vision: Reader, hidden: int, outer: Reader) -> towers.Parts:
     """MoonViT of Kimi K2.5: its projector is whole on each rank."""
     width, inner = vision.count("hidden_size"), vision.count("intermediate_size")
     rows, columns = _pair(vision, "merge_kernel_size")
     merged = rows * columns * width
     yield from _square_patches("vision_tower.patch_embed.proj", vision, width, bias=True)
     height, across = vision.count("pos_emb_height"), vision.count("pos_emb_width")
-    yield _part("vision_tower.patch_embed.pos_emb.weight", (height, across, width))
-    yield from _blocks("vision_tower.encoder.blocks", vision.count("num_hidden_layers"), width, inner)
-    yield from _norm("vision_tower.encoder.final_layernorm", width)
-    yield from _norm("mm_projector.pre_norm", width)
-    yield from _linear("mm_projector.linear_1", merged, merged, "replicated")
-    yield from _linear("mm_projector.linear_2", hidden, merged, "replicated")
+    yield towers.part("vision_tower.patch_embed.pos_emb.weight", (height, across, width))
+    yield from towers.blocks("vision_tower.encoder.blocks", vision.count("num_hidden_layers"), width, inner)
+    yield from towers.norm("vision_tower.encoder.final_layernorm", width)
+    yield from towers.norm("mm_projector.pre_norm", width)
+    yield from towers.linear("mm_projector.linear_1", merged, merged, "replicated")
+    yield from towers.linear("mm_projector.linear_2", hidden, merged, "replicated")
 
 
 def _pair(vision: Reader, key: str) -> tuple[int, int]:

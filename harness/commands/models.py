@@ -27,7 +27,7 @@ SMALL_SHARE = 0.0005  # parts below are shown as one row
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def models(words: tuple[str, ...], config: Path | None, as_json: bool) -> None:
     """List the models of the catalogue, or those that all WORDS are part of: of the name, the class, the kinds of the
-    KV cache, "experts" or "vision". With the NAME of one, show where its bytes sit.
+    KV cache, "experts", "vision" or "audio". With the NAME of one, show where its bytes sit.
 
     \b
     Examples:
@@ -86,7 +86,7 @@ def _searched(name: str, a: Architecture) -> str:
     kinds = {kind.kind for kind in a.kv_kinds}
     return " ".join(
         (name, *catalog.model_facts(name)["aliases"], a.name, *kinds, *["experts"] * bool(a.mixture),
-         *["vision"] * bool(a.vision))
+         *(m for m in ("vision", "audio") if a.tower and m in a.tower.senses))
     ).lower()  # fmt: skip
 
 
@@ -139,6 +139,8 @@ def _show(title: str, shown: Inventory) -> None:
     table.add_row("all", "", "", f"{a.parameters:,}", f"{shown.bytes / 2**20:,.1f}", "100.0 %")
     _print(table)
     state = f"; a request's states take {shown.state_bytes:,}" if shown.state_bytes else ""
+    if shown.encoder_bytes:
+        state += f"; a request's encoder leaves {shown.encoder_bytes:,} ({a.encoder_tokens:,} positions)"
     click.echo(
         f"\nKV cache: {kv_words(a)}; one token writes {shown.kv_bytes_per_token:,} bytes ({shown.dtype}), "
         f"all layers together{state}"

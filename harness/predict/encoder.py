@@ -1,10 +1,10 @@
-"""What a vision tower adds to the profile run: its own pass, and what is kept of that under the decoder's.
+"""What a tower of images or audio adds to the profile run: its own pass, and what is kept of that under the decoder's.
 
-vLLM runs the tower once with as many of the largest images as its budget holds, then the decoder:
+vLLM runs the tower once with as many of the largest items as its budget holds, then the decoder:
 
     budget = max(T, t)               T = max_num_batched_tokens, t tokens of the largest item (architecture/images.py)
     n      = min(budget // t, S * max(1, min(limit, L // t)))         at least 1; S = max_num_seqs, L = max_model_len
-    kept   = n * (elements + rows * H * (1 + levels)) * d             the pixels and the embeddings
+    kept   = n * (elements + rows * H * (1 + levels)) * d             pixels or mel bands, and the embeddings
     pass   = kept + n * patches * (2w + 2F) * d                       w wide, F of its widest matrix on one rank
 
 - The embeddings lie in the encoder's cache and the pixels in the batch while the decoder is profiled
@@ -42,12 +42,12 @@ def encoder(architecture: Architecture, settings: Settings, stage: int) -> Encod
     Raises UsageError for a class whose largest image is not known.
     """
     alone = settings.model_runner == "v2" and stage > 0
-    if architecture.vision is None or not settings.sees or settings.skip_mm_profiling or alone:
+    if architecture.tower is None or not settings.sees or settings.skip_mm_profiling or alone:
         return None
     kind, item = _largest(architecture, settings)
     count = _items(item, settings, dict(settings.mm_limits).get(kind, 999))
     d = settings.dtype_bytes
-    rows = count * item.rows * architecture.hidden * (1 + architecture.vision.levels) * d
+    rows = count * item.rows * architecture.hidden * (1 + architecture.tower.levels) * d
     pixels = count * item.elements * d
     v1 = settings.model_runner != "v2"
     kept = Estimate(rows + pixels * v1, rows + pixels // d * v1, rows + pixels * v1, "")
@@ -62,12 +62,12 @@ def encoder(architecture: Architecture, settings: Settings, stage: int) -> Encod
 
 def _largest(architecture: Architecture, settings: Settings) -> tuple[str, Item]:
     """The modality with the most tokens an item, among those that a prompt may have."""
-    vision, limits = architecture.vision, dict(settings.mm_limits)
-    assert vision is not None
-    held = [(kind, item.largest(settings.max_model_len)) for kind, item in vision.items if limits.get(kind, 999)]
+    tower, limits = architecture.tower, dict(settings.mm_limits)
+    assert tower is not None
+    held = [(kind, item.largest(settings.max_model_len)) for kind, item in tower.items if limits.get(kind, 999)]
     if not held:
         raise UsageError(
-            f"config: architectures: how large an image {architecture.name} takes is not known here, so its profile is "
+            f"config: architectures: how large an item {architecture.name} takes is not known here, so its profile is "
             "not; engine.skip_mm_profiling or engine.language_model_only predicts it without"
         )
     return max(held, key=lambda pair: (pair[1].tokens, pair[0]))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.architecture import Architecture, from_config
+from harness.architecture import CROSS, Architecture, from_config
 from harness.predict.kv_format import DTYPE_BYTES
 from harness.predict.quantization import Quantization, own_quantization
 from harness.predict.weights import stored
@@ -45,6 +45,13 @@ class Inventory:
         return sum(k.bytes_per_token(1, DTYPE_BYTES[self.dtype]) * len(layers) for k, layers in kinds)
 
     @property
+    def encoder_bytes(self) -> int:
+        """Bytes of the keys and values that a request's encoder leaves, all layers together."""
+        kinds, size = self.architecture.kv_kinds.items(), DTYPE_BYTES[self.dtype]
+        rows = sum(k.row_bytes_on_rank(1, size) * len(layers) for k, layers in kinds if k.kind == CROSS)
+        return self.architecture.encoder_tokens * rows
+
+    @property
     def state_bytes(self) -> int:
         """Bytes of a request's recurrent states, all layers together."""
         size = DTYPE_BYTES[self.dtype]
@@ -69,6 +76,7 @@ class Inventory:
                 "layers": [{"kind": k.kind, "window": k.window, "layers": len(n)} for k, n in a.kv_kinds.items()],
                 "bytes_per_token": self.kv_bytes_per_token,
                 "state_bytes": self.state_bytes,
+                "encoder_bytes": self.encoder_bytes,
             },
         }
 

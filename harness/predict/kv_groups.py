@@ -13,7 +13,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass, replace
 
-from harness.architecture import CHUNKED, INDEXER, MLA, STATE, Architecture, KvLayer
+from harness.architecture import CHUNKED, CROSS, INDEXER, MLA, STATE, Architecture, KvLayer
 from harness.errors import UsageError
 from harness.predict.settings import Settings
 
@@ -29,8 +29,8 @@ class Group:
 
     A block holds ``block_size`` tokens; ``pages``: its bytes in each of the layers, padded where that is needed.
     ``window``: of a sliding or chunked group. ``held``: the blocks of a request where its length does not decide them
-    (a state: the one in use, with prefix caching also the last kept ones). ``ranks``: those that share a request's
-    tokens (decode context parallel).
+    (a state: the one in use, with prefix caching also the last kept ones; an encoder's rows). ``ranks``: those
+    that share a request's tokens (decode context parallel).
     """
 
     kind: str
@@ -79,6 +79,8 @@ class _Spec:
         """Equal for those that always need equally many tokens (``is_uniform_with_collection``)."""
         if self.kind == STATE:
             return STATE, self.page
+        if self.kind == CROSS:
+            return CROSS, None
         return ("rows" if self.window is None else self.kind), self.window
 
 
@@ -124,8 +126,10 @@ def _spec(layer: KvLayer, settings: Settings) -> _Spec:
             return _Spec(layer.kind, None, 0, 0, settings.max_model_len, page, 1 + proposed)
         left = int(layer.state.kernel in settings.state_checkpoints)
         return _Spec(layer.kind, None, 0, 0, block_size, page, 2 + left + proposed)
-    page = layer.bytes_per_token(tp, settings.kv_dtype_bytes) * block_size
-    return _Spec(layer.kind, layer.window, layer.heads_on_rank(tp), layer.row, block_size, page)
+    page = layer.row_bytes_on_rank(tp, settings.kv_dtype_bytes) * block_size
+    # Charged for as much as all encoders of a step may take, whatever one request has.
+    held = _ceil(settings.max_num_batched_tokens, block_size) if layer.kind == CROSS else None
+    return _Spec(layer.kind, layer.window, layer.heads_on_rank(tp), layer.row, block_size, page, held)
 
 
 def _equal_pages(members: dict[_Spec, list[int]]) -> dict[_Spec, list[int]]:

@@ -27,6 +27,8 @@ def not_simulated(architecture: Architecture, chosen: Settings, load: Load | Non
         return "how many proposed tokens are taken depends on the models and the text: load.accepted_tokens tells it"
     if chosen.draft and chosen.draft.follows and len(groups(architecture, chosen)) > 1:
         return "MTP layers beside several block tables are not simulated"
+    if architecture.encoder_tokens:
+        return "encoders beside the decoder are not simulated"
     if chosen.model_runner == "v0":
         return "the scheduler of V0 (vLLM before 0.8) is not simulated"
     if load and load.adapters and not chosen.defaults.skipped_keep_their_place:
@@ -47,19 +49,19 @@ def limits_of(
     Raises UsageError where vLLM would refuse them (``SchedulerConfig.verify_max_model_len``, 0.32).
     """
     tokens, longest = chosen.max_num_batched_tokens, chosen.max_model_len
-    if tokens < longest and not engine.enable_chunked_prefill:
+    threshold = 0 if architecture.encoder_tokens else engine.long_prefill_token_threshold
+    if tokens < longest and not chosen.enable_chunked_prefill:
         raise UsageError(
             f"engine.enable_chunked_prefill: without it max_num_batched_tokens ({tokens:,}) must be at least "
             f"max_model_len ({longest:,})"
         )
-    if engine.long_prefill_token_threshold > longest:
+    if threshold > longest:
         raise UsageError(
-            f"engine.long_prefill_token_threshold: {engine.long_prefill_token_threshold:,} is above max_model_len "
-            f"({longest:,})"
+            f"engine.long_prefill_token_threshold: {threshold:,} is above max_model_len ({longest:,})"
         )
-    if 0 < engine.long_prefill_token_threshold <= chosen.num_speculative_tokens:
+    if 0 < threshold <= chosen.num_speculative_tokens:
         raise UsageError(
-            f"engine.long_prefill_token_threshold: {engine.long_prefill_token_threshold:,} is less than a proposal's "
+            f"engine.long_prefill_token_threshold: {threshold:,} is less than a proposal's "
             f"{chosen.num_speculative_tokens + 1:,} rows (vLLM 0.32 fails an assertion)"
         )
     return Limits(
@@ -69,8 +71,8 @@ def limits_of(
         max_num_batched_tokens=chosen.max_num_batched_tokens,
         max_model_len=chosen.max_model_len,
         enable_prefix_caching=chosen.enable_prefix_caching,
-        enable_chunked_prefill=engine.enable_chunked_prefill,
-        long_prefill_token_threshold=engine.long_prefill_token_threshold,
+        enable_chunked_prefill=chosen.enable_chunked_prefill,
+        long_prefill_token_threshold=threshold,
         cuts_lone_prefill=chosen.defaults.cuts_lone_prefill,
         scheduler_reserve_full_isl=engine.scheduler_reserve_full_isl,
         watermark=engine.watermark,

@@ -14,6 +14,7 @@ from harness import catalog
 from harness.architecture import Architecture, from_config, mtp
 from harness.catalog import EngineDefaults, Gpu, WeightFormat
 from harness.errors import UsageError
+from harness.predict import encoder_decoder
 from harness.predict.kv_format import (
     DTYPE_BYTES,
     aligned,
@@ -71,6 +72,7 @@ class Settings:
     block_size: int
     max_num_seqs: int
     max_num_batched_tokens: int
+    enable_chunked_prefill: bool
     tensor_parallel_size: int
     pipeline_parallel_size: int
     data_parallel_size: int
@@ -87,7 +89,7 @@ class Settings:
     kv_cache_memory_bytes: int | None
     num_gpu_blocks_override: int | None
     defaults: EngineDefaults
-    sees: bool  # whether a vision tower is made
+    sees: bool  # whether a tower of images or audio is made
     tower_ranks: int  # that share it
     mm_limits: tuple[tuple[str, int], ...]  # most items of each modality in a prompt, where that is said
     skip_mm_profiling: bool
@@ -139,7 +141,10 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
     weights = quantization.main
     dtype = _dtype(scenario, architecture, weights, gpu)
     max_model_len = _max_model_len(engine.max_model_len, architecture)
-    tokens, seqs = _batch(scenario, defaults, max_model_len)
+    chunked = engine.enable_chunked_prefill and not architecture.encoder_tokens
+    tokens, seqs = _batch(scenario, defaults, max_model_len, chunked)
+    if architecture.encoder_tokens:
+        encoder_decoder.check(scenario, architecture, quantization, tokens)
     kv_dtype = _kv_dtype(engine.kv_cache_dtype, quantization)
     capability = int(float(gpu.compute_capability)) if gpu and gpu.compute_capability else None
     kv_bytes = element_bytes(kv_dtype, architecture, dtype, capability)
@@ -170,6 +175,7 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
         ),
         state_checkpoints=checkpoints,
         max_num_seqs=seqs,
+        enable_chunked_prefill=chunked,
         max_num_batched_tokens=tokens,
         tensor_parallel_size=tp,
         pipeline_parallel_size=pp,
@@ -201,6 +207,8 @@ def _prefix_caching(asked: bool | None, architecture: Architecture, defaults: En
     """``ModelConfig.is_prefix_caching_supported`` (vllm/config/model.py) for models that generate."""
     if asked is not None:
         return asked
+    if architecture.encoder_tokens:
+        return False
     keeps_states = any(kind.state for kind in architecture.kv_kinds)
     return defaults.engine == "v1" and (defaults.caches_state_prefixes or not keeps_states)
 
@@ -249,12 +257,12 @@ def check_lora(architecture: Architecture, version: str) -> None:
 
 
 def _tower(scenario: Scenario, architecture: Architecture, tp: int) -> tuple[bool, int]:
-    """(whether a vision tower is made, how many of ``tp`` ranks share it)."""
-    engine, vision = scenario.engine, architecture.vision
-    if vision is None or engine.language_model_only:
+    """(whether a tower is made, how many of ``tp`` ranks share it)."""
+    engine, tower = scenario.engine, architecture.tower
+    if tower is None or engine.language_model_only:
         return False, tp
     limits = {str(kind): count for kind, count in (engine.limit_mm_per_prompt or {}).items()}
-    return vision.is_held(limits), vision.ranks(tp, engine.mm_encoder_tp_mode)
+    return tower.is_held(limits), tower.ranks(tp, engine.mm_encoder_tp_mode)
 
 
 def device_gpu(scenario: Scenario) -> Gpu | None:
@@ -293,7 +301,7 @@ def _max_model_len(given: int | None, architecture: Architecture) -> int:
     return chosen
 
 
-def _batch(scenario: Scenario, defaults: EngineDefaults, max_model_len: int) -> tuple[int, int]:
+def _batch(scenario: Scenario, defaults: EngineDefaults, max_model_len: int, chunked: bool) -> tuple[int, int]:
     """(max_num_batched_tokens, max_num_seqs)."""
     engine = scenario.engine
     default_seqs, default_tokens = defaults.max_num_seqs, defaults.max_num_batched_tokens
@@ -304,7 +312,7 @@ def _batch(scenario: Scenario, defaults: EngineDefaults, max_model_len: int) -> 
     if defaults.engine == "v0":
         default_tokens = _v0_tokens(scenario, defaults, max_model_len)
     else:
-        if not engine.enable_chunked_prefill:  # a prompt is then read in one step
+        if not chunked:  # a prompt is then read in one step
             default_tokens = max(max_model_len, default_tokens)
         default_tokens = min(seqs * max_model_len, default_tokens)
     tokens = engine.max_num_batched_tokens or default_tokens

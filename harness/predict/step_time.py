@@ -67,6 +67,8 @@ def step_time(
     peak = gpu.fp8_flops if eight_bits else gpu.bf16_flops
     if settings.pipeline_parallel_size > 1:
         return "how the stages of a pipeline overlap is not modelled"
+    if a.encoder_tokens:
+        return "what the encoder's passes take is not modelled"
     if any(kind.kind not in (FULL, MLA) for kind in a.kv_kinds):
         return "what layers read that do not keep the whole context is not modelled"
     if settings.draft is not None:
@@ -113,7 +115,7 @@ def _bytes_read(a: Architecture, settings: Settings) -> tuple[int, int]:
     """Bytes of the weights that one rank reads in a step: (all but the routed experts, all of these)."""
     read = {"dense": 0, "experts": 0}
     for part in a.components:
-        if not part.held or part.kind == "vision" or (part.kind == "embedding" and not a.tied):
+        if not part.held or part.place in ("tower", "projector") or (part.kind == "embedding" and not a.tied):
             continue  # of an embedding a row for each token; tied, it is the lm_head
         in_layer = part.place == "layer"
         for kind, copies in settings.quantization.of(part, range(a.layers) if in_layer else ()):

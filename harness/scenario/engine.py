@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from harness.scenario.scenario import Scenario
 
 
+Modality = Literal["image", "video", "vision_chunk", "audio"]
+
+
 class Engine(Part):
     """vLLM's arguments by vLLM's own names; what is not given takes that version's default."""
 
@@ -77,9 +80,9 @@ class Engine(Part):
     async_scheduling: bool = Field(
         False, description="simulate the scheduler one step ahead of the model, as a GPU's vLLM has it by default"
     )
-    language_model_only: bool = Field(False, description="a multimodal model's text alone: no vision tower is made")
-    limit_mm_per_prompt: dict[Literal["image", "video", "vision_chunk"], Annotated[int, Field(ge=0, le=999)]] | None = (
-        Field(None, description="the most items of each kind in a prompt; 0 of all kinds: no vision tower is made")
+    language_model_only: bool = Field(False, description="a multimodal model's text alone: no tower is made")
+    limit_mm_per_prompt: dict[Modality, Annotated[int, Field(ge=0, le=999)]] | None = Field(
+        None, description="the most items of each kind in a prompt; 0 of all kinds: no tower is made"
     )
     mm_encoder_tp_mode: Literal["weights", "data"] = Field(
         "weights", description="whether ranks split the vision tower's weights, or each holds them whole"

@@ -1,0 +1,140 @@
+"""Whisper and audio towers: parts against transformers' and vLLM's own classes, the pool against vLLM's planner."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from math import prod
+from typing import Any
+
+import pytest
+from test_vllm_planner import ours, resolved
+from vllm_oracle import Vllm, as_one_of, build, layer_specs, vllm_on_meta
+
+from harness import catalog
+from harness.architecture import CROSS, FULL, from_config
+from harness.errors import UsageError
+from harness.predict import kv_cache, predict, settings
+from harness.scenario import parse_scenario
+from tools.catalogue import meta_parameters
+
+WHISPER = {
+    "architectures": ["WhisperForConditionalGeneration"], "model_type": "whisper", "d_model": 64, "encoder_layers": 3,
+    "encoder_attention_heads": 4, "encoder_ffn_dim": 160, "decoder_layers": 2, "decoder_attention_heads": 4,
+    "decoder_ffn_dim": 96, "num_mel_bins": 8, "vocab_size": 1001, "max_source_positions": 1500,
+    "max_target_positions": 448, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "is_encoder_decoder": True,
+    "torch_dtype": "float16",
+}  # fmt: skip
+LARGE = {
+    **WHISPER, "d_model": 1280, "encoder_layers": 32, "encoder_attention_heads": 20, "encoder_ffn_dim": 5120,
+    "decoder_layers": 32, "decoder_attention_heads": 20, "decoder_ffn_dim": 5120, "num_mel_bins": 128,
+    "vocab_size": 51866,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm]:
+    """vLLM's own planner and model classes."""
+    with vllm_on_meta(tmp_path_factory.mktemp("model"), catalog.model_config("llama-3.2-1b")) as found:
+        yield found
+
+
+@pytest.mark.parametrize("config", [WHISPER, LARGE], ids=["small", "large-v3"])
+def test_whisper_counts_as_in_transformers(config: dict[str, Any]):
+    pytest.importorskip("transformers")
+    assert from_config(config).parameters == meta_parameters(config)
+
+
+def test_large_v3_has_the_published_count():
+    """https://huggingface.co/openai/whisper-large-v3: 1.54B parameters."""
+    assert from_config(LARGE).parameters == 1_543_490_560
+
+
+@pytest.mark.parametrize("tp", [1, 2, 4])
+def test_a_rank_holds_what_vllms_whisper_makes(vllm: Vllm, tp: int):
+    a = from_config(WHISPER)
+    a.check_split(tp, tower_ranks=tp)
+    with as_one_of(tp):
+        model, _ = build(vllm, WHISPER, max_model_len=448)
+    held = sum(prod(c.on_rank(tp)) * a.copies(c) for c in a.components)
+    assert held == sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
+
+
+@pytest.mark.parametrize(("kv_dtype", "tp", "more"), [
+    ("auto", 1, ""), ("fp8", 1, ""), ("auto", 2, ""), ("auto", 1, "max_num_batched_tokens: 1600"),
+])  # fmt: skip
+def test_both_caches_plan_as_in_vllm(vllm: Vllm, kv_dtype: str, tp: int, more: str):
+    """Pools of nothing, too small by a block, just large enough, ample; blocks of the encoder as vLLM says."""
+    architecture, chosen = resolved(LARGE, 16, kv_dtype, tp, 448, more=more)
+    _, built = build(vllm, LARGE, kv_cache_dtype=kv_dtype, max_model_len=448)
+    own = layer_specs(built, 16, tp)
+    assert len(own) == sum(len(caches) for caches in architecture.kv_layers) == 64
+    tokens, answers = chosen.max_num_batched_tokens, []
+    assert kv_cache.request_blocks(architecture, chosen, 448) == 28 + -(-tokens // 16)
+    block = kv_cache.bytes_per_block(architecture, chosen)
+    needed = kv_cache.request_blocks(architecture, chosen, 448)
+    for available in (1, block, block * needed, block * (needed + 1), block * needed * 10 + 12345):
+        expected = vllm.plan([own], [available], 448, prefix_caching=False, encoder_tokens=tokens)
+        assert ours(architecture, chosen, available) == expected, available
+        answers.append(type(expected))
+    assert {str, tuple} == set(answers)
+
+
+def test_vllms_defaults_for_an_encoder_decoder(vllm: Vllm):
+    own = vllm.configured(WHISPER, max_model_len=None)
+    _, chosen = resolved(WHISPER, 16, "auto", 1, 448)
+    assert own.model_config.max_model_len == from_config(WHISPER).default_model_len == 448
+    assert own.scheduler_config.enable_chunked_prefill is chosen.enable_chunked_prefill is False
+    assert own.cache_config.enable_prefix_caching is chosen.enable_prefix_caching is False
+    assert own.scheduler_config.max_num_encoder_input_tokens == own.scheduler_config.max_num_batched_tokens
+
+
+def test_a_token_writes_only_the_decoders_own_row():
+    a = from_config(LARGE)
+    assert {kind.kind: len(layers) for kind, layers in a.kv_kinds.items()} == {FULL: 32, CROSS: 32}
+    _, chosen = resolved(LARGE, 16, "auto", 1, 448)
+    assert kv_cache.bytes_per_token(a, chosen) == 2 * 1280 * 2 * 32
+    assert (chosen.max_num_batched_tokens, a.encoder_tokens, a.tower.senses) == (8192, 1500, ("audio",))
+
+
+def test_the_profiled_clips_are_as_many_as_the_budget_holds():
+    found = predict(parse_scenario(f"name: a\nmodel: {LARGE}\ngpu: {{name: h100}}\nengine: {{vllm: '0.32'}}"))
+    (peak,) = [e for e in found.ledger.entries if e.term == "activation_peak"]
+    layers, embeddings = (3 * 1280 + 2 * 5120) * 8192 * 2, 5 * 1500 * 1280 * 2
+    assert peak.source.startswith("layers: 3THd + MLP; 5 x audio of 1,500 tokens")
+    assert peak.bytes == layers + embeddings + 52 * 2**20
+
+
+@pytest.mark.parametrize(("engine", "said"), [
+    ({"vllm": "'0.13.0'"}, "cross-attention is modelled from vLLM 0.14 on, not for 0.13.0"),
+    ({"pipeline_parallel_size": 2}, "Pipeline parallelism is not supported for this model."),
+    ({"enable_prefix_caching": "true"}, "CrossAttentionManager does not support caching"),
+    ({"speculative_config": "{method: ngram, num_speculative_tokens: 2}"}, "beside cross-attention are not modelled"),
+    ({"language_model_only": "true"}, "engine.language_model_only: without audio WhisperForConditionalGeneration has"),
+    ({"limit_mm_per_prompt": "{audio: 0}"}, "engine.limit_mm_per_prompt: without audio"),
+    ({"max_num_batched_tokens": 1024}, "max_tokens_per_mm_item (1500) is larger than max_num_batched_tokens (1024)"),
+    ({"max_model_len": 449}, "max_target_positions=448"),
+])  # fmt: skip
+def test_what_is_refused_says_so_in_one_line(engine: dict[str, Any], said: str):
+    more = "".join(f"  {k}: {v}\n" for k, v in {"vllm": "'0.32'", **engine}.items())
+    count = engine.get("pipeline_parallel_size", 1)
+    run = parse_scenario(f"name: a\nmodel: {LARGE}\ngpu: {{name: h100, count: {count}}}\nengine:\n{more}")
+    with pytest.raises(UsageError) as caught:
+        settings(run)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_quantized_encoders_are_refused():
+    run = parse_scenario(f"name: a\nmodel: {LARGE}\nweights: {{format: fp8}}\ngpu: {{name: h100}}")
+    with pytest.raises(UsageError, match=r"weights.format: which of the encoder's layers \S+ has in fp8"):
+        settings(run)
+
+
+@pytest.mark.parametrize(("key", "value"), [*itertools.product(
+    ("d_model", "encoder_layers", "encoder_ffn_dim", "num_mel_bins", "max_source_positions", "decoder_layers"),
+    (None, 0, "many"),
+)])  # fmt: skip
+def test_a_bad_config_is_one_line_that_names_the_key(key: str, value: Any):
+    with pytest.raises(UsageError, match=rf"config: {key}: (missing|expected)") as caught:
+        from_config({**WHISPER, key: value})
+    assert "\n" not in str(caught.value)
