@@ -216,10 +216,35 @@ def test_check_tells_of_every_file(tmp_path: Path) -> None:
     assert ran.err.splitlines() == [
         f"{long}:8: load.prompt_tokens: prompt and output reach 141,024 tokens, above the model's own "
         "max_position_embeddings (131,072)",
-        f"{wide}: User-specified max_model_len (200000) is greater than the derived max_model_len "
-        "(max_position_embeddings=131072 or model_max_length=None in model's config.json).",
+        f"{wide}:7: engine.max_model_len: User-specified max_model_len (200000) is greater than the derived "
+        "max_model_len (max_position_embeddings=131072 or model_max_length=None in model's config.json).",
         f"{tmp_path}/gone.yaml: can't be read: No such file or directory; did you mean 'long.yaml'?",
     ]
+
+
+@pytest.mark.parametrize(
+    ("engine", "gpu", "told"),
+    [
+        ("", ", count: 3", ":6: gpu.count: Total number of attention heads (64) must be divisible by tensor parallel "
+         "size (3); 2 or 4 would do"),
+        ("pipeline_parallel_size: 2, ", ", count: 6", ":6: gpu.count: Total number of attention heads (64) must be "
+         "divisible by tensor parallel size (3); 4 or 8 would do"),
+        ("tensor_parallel_size: 128, ", ", count: 128", ":7: engine.tensor_parallel_size: Total number of attention "
+         "heads (64) must be divisible by tensor parallel size (128); 64 would do"),
+        ("decode_context_parallel_size: 3, ", ", count: 32", ":7: engine.decode_context_parallel_size: tp_size=32 must "
+         "be divisible by dcp_size=3; 2 or 4 would do"),
+        ("decode_context_parallel_size: 2, ", ", count: 8", "model's total number of KV heads (8). Increase "
+         "`--tensor-parallel-size` or set `--decode-context-parallel-size 1`; 1 would do"),
+        ("pipeline_parallel_size: 100, ", ", count: 100", ":7: engine.pipeline_parallel_size: 100 is more than the "
+         "model's 80 layers"),
+    ],
+)  # fmt: skip
+def test_ranks_that_a_model_cannot_be_shared_by(engine: str, gpu: str, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "ranks.yaml"
+    path.write_text(BF16.read_text().replace("engine: {", f"engine: {{{engine}").replace("80gb}", f"80gb{gpu}}}"))
+    ran = bench("check", path)
+    assert ran.code == 2 and ran.err.count("\n") == 1
+    assert told in ran.err and ran.err.startswith(f"{path}:")
 
 
 def test_models_and_gpus() -> None:

@@ -174,11 +174,13 @@ def report(folder: Path, form: str, out: Path | None = None) -> tuple[int, str, 
 
 def assert_readable(folder: Path, scratch: Path) -> str:
     """The folder can be reported in every format; the text of the report."""
-    texts = {}
+    texts, before = {}, {p: p.lstat().st_mtime_ns for p in (folder, *folder.iterdir())}
     for form in ("text", "markdown", "json", "csv"):
         code, texts[form], stderr = report(folder, form, scratch / "csv" if form == "csv" else None)
         assert (code, stderr) == (0, ""), (form, stderr)
         assert not UNPRINTABLE.search(texts[form]), form
+    assert report(folder, "csv")[1].startswith("term,phase,predicted,low,high,measured")
+    assert {p: p.lstat().st_mtime_ns for p in (folder, *folder.iterdir())} == before  # nothing is written there
     assert json.loads(texts["json"])["scenario"] == "faults"
     assert {p.name for p in (scratch / "csv").iterdir()} >= {"requests.csv", "rungs.csv", "marks.csv"}
     return texts["text"]

@@ -21,7 +21,8 @@ from harness.catalog import engine_defaults
 from harness.errors import UsageError
 from harness.predict import kv_cache
 from harness.predict.admission import no_memory, not_enough
-from harness.predict.kv_format import aligned, check_context_split
+from harness.predict.kv_format import aligned
+from harness.predict.ranks import check_context_split
 from harness.predict.settings import settings
 from harness.scenario import parse_scenario
 from harness.units import GIB, MIB

@@ -111,8 +111,8 @@ class Architecture:
         start = sum(split[:stage])
         return range(start, start + split[stage])
 
-    def check_split(self, tp: int, pp: int = 1, tower_ranks: int = 1, expert_ranks: int | None = None) -> None:
-        """Raises UsageError, in vLLM's own words, where ``tp`` x ``pp`` ranks can't share this model.
+    def check_split(self, tp: int, tower_ranks: int = 1, expert_ranks: int | None = None) -> None:
+        """Raises UsageError, in vLLM's own words, where ``tp`` ranks can't share this model.
 
         ``tower_ranks``: those that share a vision tower; ``expert_ranks``: those that divide each expert, where they
         are not ``tp``.
@@ -138,8 +138,6 @@ class Architecture:
         for whole, part in pairs:
             if whole % part:
                 raise UsageError(f"{whole} is not divisible by {part} ({self.name}, {tp} ranks)")
-        if pp > self.layers:
-            raise UsageError(f"pipeline_parallel_size {pp} is more than the model's {self.layers} layers")
 
     def _widths(self) -> list[int]:
         widths = [width for width, _ in self.layout.mlps]

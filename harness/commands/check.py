@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 def valid(file: str, overrides: Sequence[str] = ()) -> Scenario:
     """The scenario in ``file``, whose arguments vLLM would take. Raises LoadfitError that names the file."""
-    from harness.scenario import load_scenario
+    from harness.scenario import load_scenario, place_of
 
     scenario = load_scenario(file, overrides)
     try:
@@ -28,7 +29,11 @@ def valid(file: str, overrides: Sequence[str] = ()) -> Scenario:
 
             bounds(scenario, 0)  # what vLLM would refuse before it looks at the memory
     except UsageError as error:
-        raise UsageError(f"{file}: {error}") from None
+        key, _, text = str(error).partition(": ")
+        if not re.fullmatch(r"(device|engine|gpu|load|weights|training)(\.\w+)*", key):
+            raise UsageError(f"{file}: {error}") from None
+        where = place_of(file, overrides, key)
+        raise UsageError(f"{where}: {key}: {text}" if where.startswith(file) else f"{file}: {where}: {text}") from None
     return scenario
 
 

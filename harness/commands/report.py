@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from harness import store
-from harness.errors import RecordError
+from harness.errors import RecordError, UsageError, nearest
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def find(path: Path) -> Path:
@@ -24,44 +28,36 @@ def find(path: Path) -> Path:
     return (whole or runs)[-1]
 
 
-def _leads_away(path: Path) -> bool:
-    """Whether ``path`` is a link, and not to what lies beside it, as ``latest`` is."""
-    return path.is_symlink() and path.resolve().parent != path.parent.resolve()
-
-
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path), metavar="RUN")
 @click.option(
     "--format", "form", type=click.Choice(["text", "markdown", "html", "json", "csv"]), default="text",
     show_default=True, help="How to show it.",
 )  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), help="A file to write to (csv: a folder).")
-def report(folder: Path, form: str, out: Path | None) -> None:
+@click.option("--table", metavar="NAME", help="Of csv: the one table to show, such as steps (unless given: terms).")
+@click.option("--out", type=click.Path(path_type=Path), help="A file to write to (csv: a folder, for all tables).")
+def report(folder: Path, form: str, table: str | None, out: Path | None) -> None:
     """Show a run again. RUN is its folder, or the folder of a scenario (its latest run).
 
-    An interrupted run is shown as far as it came.
+    An interrupted run is shown as far as it came. Nothing is written but what --out names.
 
     \b
     Examples:
       bench report results/70b_8k_int4/latest
       bench report results/70b_8k_int4 --format markdown > ticket.md
       bench report results/70b_8k_int4 --format html --out report.html
+      bench report results/70b_8k_int4 --format csv --table steps | head
       bench report results/70b_8k_int4 --format csv --out frames/
     """
     from harness.report.content import build, understand
 
+    if table is not None and form != "csv":
+        raise UsageError("--table: of --format csv")
     reading = understand(store.read(find(folder)))
     if form == "csv":
         from harness.report.tables import from_reading
 
-        target = out or reading.record.path / "csv"
-        if out is None and any(_leads_away(link) for link in (reading.record.path, target)):
-            raise RecordError(f"{target} leads to elsewhere: nothing is written through a link (--out names a folder)")
-        try:
-            paths = from_reading(reading).to_csv(target)
-        except OSError as error:
-            raise RecordError(f"{target} can't be written: {error.strerror}") from None
-        click.echo("\n".join(map(str, paths)))
+        _csv(from_reading(reading).frames(), table, out)
         return
     if form == "json":
         from harness.report.document import document
@@ -86,6 +82,26 @@ def report(folder: Path, form: str, out: Path | None) -> None:
         from harness.report import text as terminal
 
         text = terminal.render(build(reading))
+    _tell(text, out)
+
+
+def _csv(frames: dict[str, pd.DataFrame], table: str | None, out: Path | None) -> None:
+    """One table on stdout or in a file, or all of them in a folder."""
+    from harness.report.tables import write
+
+    if table is not None and table not in frames:
+        raise UsageError(f"--table: one of {', '.join(frames)}{nearest(table, frames)}")
+    if out is None or table is not None:
+        _tell(frames[table or "terms"].to_csv(index=False), out)
+        return
+    try:
+        paths = write(frames, out)
+    except OSError as error:
+        raise RecordError(f"{out} can't be written: {error.strerror}") from None
+    click.echo("\n".join(map(str, paths)))
+
+
+def _tell(text: str, out: Path | None) -> None:
     if out is None:
         click.echo(text, nl=False)
         return

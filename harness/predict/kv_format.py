@@ -109,32 +109,3 @@ def aligned(
     needed = max(s.bytes_on_rank(tp, dtype_bytes, state_bytes, proposed) for s in states)
     step = lcm(max(block_size, _LATENT_STEP) if rows[0].kind == MLA else block_size, multiple)
     return max(block_size, step * -(-needed // (step * rows[0].bytes_per_token(tp, kv_bytes))))
-
-
-def check_context_split(architecture: Architecture, tp: int, dcp: int) -> None:
-    """Raises UsageError, in vLLM's words, where ``dcp`` of ``tp`` ranks can't share a request's tokens."""
-    if dcp == 1:
-        return
-    if tp % dcp:
-        raise UsageError(f"tp_size={tp} must be divisible by dcp_size={dcp}.")
-    if any(k.window is not None for k in architecture.kv_kinds):
-        raise UsageError("DCP not support sliding window.")
-    kv_heads = architecture.kv_heads
-    if architecture.mla is not None:
-        return
-    if tp <= kv_heads:
-        raise UsageError(
-            f"Decode context parallelism for GQA/MQA requires `--tensor-parallel-size` ({tp}) to be greater than the "
-            f"model's total number of KV heads ({kv_heads}). Increase `--tensor-parallel-size` or set "
-            "`--decode-context-parallel-size 1`."
-        )
-    if dcp > tp // kv_heads:
-        raise UsageError(
-            f"`--decode-context-parallel-size` ({dcp}) exceeds the maximum supported value ({tp // kv_heads}) for "
-            f"`--tensor-parallel-size` ({tp}) and {kv_heads} model KV heads."
-        )
-    if architecture.heads // kv_heads % dcp:
-        raise UsageError(
-            f"The model's number of query heads per KV head ({architecture.heads // kv_heads}) must be divisible by "
-            f"`--decode-context-parallel-size` ({dcp}) for GQA/MQA."
-        )

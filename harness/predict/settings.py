@@ -18,13 +18,13 @@ from harness.predict import encoder_decoder
 from harness.predict.kv_format import (
     DTYPE_BYTES,
     aligned,
-    check_context_split,
     checkpoint_kernels,
     element_bytes,
     preferred_block_size,
     state_bytes,
 )
 from harness.predict.quantization import Quantization, own_quantization, resolve
+from harness.predict.ranks import check_ranks, tower_split
 from harness.scenario import Scenario
 from harness.scenario.speculative import Speculative
 
@@ -123,12 +123,14 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
             "anymore. Please use an older version of vLLM if you want to use this model architecture."
         )
     tp, pp = scenario.tensor_parallel_size, engine.pipeline_parallel_size
-    sees, tower_ranks = _tower(scenario, architecture, tp)
+    sees, tower_ranks = tower_split(scenario, architecture, tp)
     dp, asked = engine.data_parallel_size, engine.speculative_config
-    architecture.check_split(tp, pp, tower_ranks if sees else 1, 1 if engine.enable_expert_parallel else tp * dp)
+    check_ranks(scenario, architecture)
     if engine.enable_expert_parallel and architecture.mixture is None:
-        raise UsageError("Number of experts in the model must be greater than 0 when expert parallelism is enabled.")
-    check_context_split(architecture, tp, engine.decode_context_parallel_size)
+        raise UsageError(
+            "engine.enable_expert_parallel: Number of experts in the model must be greater than 0 when expert "
+            "parallelism is enabled."
+        )
     defaults = _defaults(scenario, gpu)
     if defaults.engine == "v0" and architecture.mla is not None:
         raise UsageError(
@@ -256,15 +258,6 @@ def check_lora(architecture: Architecture, version: str) -> None:
         )
 
 
-def _tower(scenario: Scenario, architecture: Architecture, tp: int) -> tuple[bool, int]:
-    """(whether a tower is made, how many of ``tp`` ranks share it)."""
-    engine, tower = scenario.engine, architecture.tower
-    if tower is None or engine.language_model_only:
-        return False, tp
-    limits = {str(kind): count for kind, count in (engine.limit_mm_per_prompt or {}).items()}
-    return tower.is_held(limits), tower.ranks(tp, engine.mm_encoder_tp_mode)
-
-
 def device_gpu(scenario: Scenario) -> Gpu | None:
     """The scenario's GPU: from the catalogue, or one known by its memory alone; None on a CPU."""
     for key, size in (
@@ -294,7 +287,7 @@ def _max_model_len(given: int | None, architecture: Architecture) -> int:
     chosen = given or architecture.default_model_len
     if chosen > architecture.max_model_len:
         raise UsageError(
-            f"User-specified max_model_len ({chosen}) is greater than the derived max_model_len "
+            f"engine.max_model_len: User-specified max_model_len ({chosen}) is greater than the derived max_model_len "
             f"({architecture.max_len_key}={architecture.max_model_len} or model_max_length=None in model's "
             "config.json)."
         )
@@ -320,7 +313,8 @@ def _batch(scenario: Scenario, defaults: EngineDefaults, max_model_len: int, chu
         seqs = min(seqs, tokens)
     if tokens < seqs:
         raise UsageError(
-            f"max_num_batched_tokens ({tokens}) must be greater than or equal to max_num_seqs ({seqs})."
+            f"engine.max_num_batched_tokens: max_num_batched_tokens ({tokens}) must be greater than or equal to "
+            f"max_num_seqs ({seqs})."
         )
     return tokens, seqs
 
@@ -341,7 +335,7 @@ def _dtype(scenario: Scenario, architecture: Architecture, weights: WeightFormat
         asked = weights.dtype if scenario.weights.format != "auto" else "auto"
     if asked == "bfloat16" and gpu is not None and not has_bf16:
         raise UsageError(
-            "Bfloat16 is only supported on GPUs with compute capability of at least 8.0. "
+            "engine.dtype: Bfloat16 is only supported on GPUs with compute capability of at least 8.0. "
             f"Your {gpu.title} GPU has compute capability {gpu.compute_capability}. You can use float16 "
             "instead by explicitly setting the `dtype` flag in CLI, for example: --dtype=half."
         )

@@ -67,14 +67,18 @@ class Run:
 
     def to_csv(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write every frame as ``<name>.csv`` into ``folder``; the paths."""
-        target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
-        paths = []
-        for name, frame in self.frames().items():
-            paths.append(target / f"{name}.csv")
-            paths[-1].unlink(missing_ok=True)  # what lies there may be a link to a file of somebody's
-            frame.to_csv(paths[-1], index=False)
-        return paths
+        return write(self.frames(), Path(folder))
+
+
+def write(frames: dict[str, pd.DataFrame], folder: Path) -> list[Path]:
+    """Write each of ``frames`` as ``<name>.csv`` into ``folder``; the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, frame in frames.items():
+        paths.append(folder / f"{name}.csv")
+        paths[-1].unlink(missing_ok=True)  # what lies there may be a link to a file of somebody's
+        frame.to_csv(paths[-1], index=False)
+    return paths
 
 
 def load_run(path: str | os.PathLike[str]) -> Run:

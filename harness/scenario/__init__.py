@@ -9,7 +9,7 @@ from harness.scenario.engine import Engine
 from harness.scenario.expect import Expect
 from harness.scenario.lengths import Empirical, Lengths, Lognormal, Normal, Uniform, longest, shortest
 from harness.scenario.load import Load, longest_prompt, longest_request
-from harness.scenario.reading import load_scenario, parse_scenario
+from harness.scenario.reading import load_scenario, parse_scenario, place_of
 from harness.scenario.scenario import Scenario, schema
 from harness.scenario.slo import Slo
 from harness.scenario.trace import Trace
@@ -19,5 +19,5 @@ from harness.scenario.weights import Weights
 __all__ = [
     "Empirical", "Engine", "Expect", "Gpu", "Lengths", "Load", "Lognormal", "Lora", "Normal", "Scenario", "Slo",
     "Trace", "Training", "Uniform", "Weights", "load_scenario", "longest", "longest_prompt", "longest_request",
-    "parse_scenario", "schema", "shortest",
+    "parse_scenario", "place_of", "schema", "shortest",
 ]  # fmt: skip

@@ -31,13 +31,23 @@ def load_scenario(path: str | Path, overrides: Sequence[str] = ()) -> Scenario:
     Raises ScenarioError with all the faults found.
     """
     path = Path(path)
+    return parse_scenario(_read(path), str(path), path.parent, overrides)
+
+
+def place_of(path: str | Path, overrides: Sequence[str], key: str) -> str:
+    """Where what :func:`load_scenario` reads says ``key``: "scenarios/a.yaml:7", "--set gpu.count"."""
+    tree, _, made = _parts(_read(Path(path)), lambda line: f"{path}:{line}", overrides)
+    steps = key.split(".")
+    return scenario_text.place(made, steps) or f"{path}:{scenario_text.line_of(tree, steps)}"
+
+
+def _read(path: Path) -> bytes:
     try:
-        raw = read_plain(path, scenario_text.MAX_FILE_BYTES)
+        return read_plain(path, scenario_text.MAX_FILE_BYTES)
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         near = nearest(path.name, _names_beside(path))
         raise ScenarioError([Problem(str(path), "", f"can't be read: {why}{near}")]) from None
-    return parse_scenario(raw, str(path), path.parent, overrides)
 
 
 def _names_beside(path: Path) -> list[str]:
@@ -55,12 +65,7 @@ def parse_scenario(
     def at(line: int) -> str:
         return f"{where}:{line}"
 
-    tree = scenario_text.read_yaml(raw, at)
-    data = scenario_text.plain(tree, at)
-    if not isinstance(data, dict):
-        got = "an empty file" if data is None else "a list" if isinstance(data, list) else scenario_text.show(data)
-        raise ScenarioError([Problem(at(1), "", f"expected the keys name, model, gpu, ..., got {got}")])
-    made = scenario_text.apply_overrides(data, overrides)
+    tree, data, made = _parts(raw, at, overrides)
 
     def locate(path: Sequence[Any]) -> str:
         return scenario_text.place(made, path) or at(scenario_text.line_of(tree, path))
@@ -78,6 +83,18 @@ def parse_scenario(
     if faults:
         raise ScenarioError(scenario_text.in_order(faults))
     return scenario
+
+
+def _parts(
+    raw: bytes | str, at: scenario_text.Place, overrides: Sequence[str]
+) -> tuple[Any, dict[str, Any], dict[tuple[str, ...], str]]:
+    """(the document with its lines, its data with the overrides made, what each override made)."""
+    tree = scenario_text.read_yaml(raw, at)
+    data = scenario_text.plain(tree, at)
+    if not isinstance(data, dict):
+        got = "an empty file" if data is None else "a list" if isinstance(data, list) else scenario_text.show(data)
+        raise ScenarioError([Problem(at(1), "", f"expected the keys name, model, gpu, ..., got {got}")])
+    return tree, data, scenario_text.apply_overrides(data, overrides)
 
 
 # The keys whose value has several forms, by the tags above.
