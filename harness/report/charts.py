@@ -92,25 +92,27 @@ def _serving_bars(reading: Reading) -> Iterator[Bar]:
     needed, block = predicted.load.peak_blocks_needed, predicted.kv.bytes_per_block
     pool = predicted.ledger.bytes_of(Term.KV_AVAILABLE)
     if needed is not None and block is not None and pool is not None and needed * block > pool:
-        pieces = [p for p in _pieces(predicted) if p[0] != Term.KV_AVAILABLE]
+        pieces = [p for p in _pieces(predicted, "idle") if p[0] != Term.KV_AVAILABLE]
         yield "what the load wants", [*pieces, (Term.KV_AVAILABLE, pool, True), ("beyond", needed * block - pool, True)]
 
 
 def _idle_and_load(account: Account, side: str) -> Iterator[Bar]:
-    pieces = _pieces(account)
-    if pieces:
-        yield f"idle, {side}", pieces
+    idle = _pieces(account, "idle")
+    if not idle:
+        return
+    yield f"idle, {side}", idle
     used = account.ledger.bytes_of(Term.KV_USED)
-    if pieces and used is not None:
-        fixed = [p for p in pieces if p[0] != Term.KV_AVAILABLE]
+    if used is not None:
+        held = _pieces(account, "load") or idle  # a prediction's terms but the pool stay as they are
+        fixed = [p for p in held if p[0] != Term.KV_AVAILABLE]
         rest = (account.ledger.bytes_of(Term.KV_AVAILABLE) or used) - used
         yield f"load's peak, {side}", [*fixed, (Term.KV_AVAILABLE, used, True), (Term.KV_AVAILABLE, rest, False)]
 
 
-def _pieces(account: Account) -> list[Piece]:
-    """An idle engine's terms, the pool last: it is set aside and empty."""
+def _pieces(account: Account, phase: str) -> list[Piece]:
+    """The engine's terms, the pool last: it is set aside and empty."""
     order = [t for t in ADDITIVE if t != Term.KV_AVAILABLE] + [Term.KV_AVAILABLE]
-    sizes = [(str(t), account.ledger.bytes_of(t, "idle")) for t in order]
+    sizes = [(str(t), account.ledger.bytes_of(t, phase)) for t in order]
     return [(t, size, t != Term.KV_AVAILABLE) for t, size in sizes if size]
 
 
