@@ -111,8 +111,12 @@ def _need_sentence(load: Load, predicted: Account) -> str:
     size = f" ({human(needed * kv.bytes_per_block)})" if kv.bytes_per_block else ""
     return (
         f"Under load {who} with {tokens:,.0f} tokens each would take blocks for {needed * kv.block_size:,} tokens at "
-        f"the peak, {needed / kv.usable_blocks:.2f} times the pool{size}."
+        f"the peak, {_times(needed / kv.usable_blocks)} the pool{size}."
     )
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.2f} times" if ratio >= 0.01 else "less than a hundredth of"
 
 
 def _rate(load: Load) -> str:
@@ -133,7 +137,8 @@ def _outcome_sentence(comparison: Comparison) -> str:
     running, waiting, preemptions = (figures[k] for k in ("peak_running", "peak_waiting", "preemptions"))
     if running is None or waiting is None or preemptions is None:
         return f"{how}: {holds.measured_reason or holds.reason}."
-    told = f"{how}: at most {_count(running, 'request')} ran at once, at most {waiting:,.0f} waited at one time"
+    queue = f"at most {waiting:,.0f} waited at one time" if waiting else "nobody waited"
+    told = f"{how}: at most {_count(running, 'request')} ran at once, {queue}"
     if not preemptions:
         verdict = holds.measured if holds.measured is not None else holds.predicted
         end = "somebody waited for blocks: it does not hold" if verdict is False else "none was preempted: it holds"
