@@ -55,10 +55,14 @@ if TYPE_CHECKING:
     help="What other processes on the GPUs do to a measured run.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, everything else on stderr.")
+@click.option(
+    "--junit", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    help="Also write the expectations as a JUnit report, for a CI to show.",
+)  # fmt: skip
 def run(
     scenarios: tuple[str, ...], analytic_only: bool, rehearse: bool, measure: bool, out: Path,
     overrides: tuple[str, ...], attach: str | None, port: int | None, start_timeout: float, interval_ms: float,
-    isolation: str, as_json: bool,
+    isolation: str, as_json: bool, junit: Path | None,
 ) -> int:  # fmt: skip
     """Predict SCENARIO, run it as real as this machine can, compare, and say why.
 
@@ -68,7 +72,7 @@ def run(
     \b
     Examples:
       bench run scenarios/70b_8k_int4.yaml
-      bench run scenarios/*.yaml --analytic-only
+      bench run scenarios/*.yaml --analytic-only --junit gate.xml
       bench run scenarios/70b_8k_int4.yaml --set load.users=12 --set load.requests=24
       bench run scenarios/70b_8k.yaml --analytic-only --json | jq .prediction.rungs
     """
@@ -82,16 +86,23 @@ def run(
     loaded = _load_all(scenarios, overrides)
     how = {"port": port, "start_timeout_s": start_timeout, "interval_s": interval_ms / 1000, "isolation": isolation}
     server = _attached(attach)
-    documents, codes = [], []
+    if junit is not None:
+        _write(junit, b"")  # told now, not after hours
+    documents, codes, suites = [], [], []
     for scenario in loaded:
+        fault = "the run could not be written down to its end"
         try:
             code, reading = _run_one(scenario, forced, out, how, server, quiet=as_json)
         except LoadfitError as error:  # the other scenarios go on, what was run stays
-            if len(loaded) == 1:
+            if len(loaded) == 1 and junit is None:
                 raise
             click.echo(f"bench: {scenario.name}: {error}", err=True)
-            code, reading = error.exit_code, None
+            code, reading, fault = error.exit_code, None, str(error)
         codes.append(code)
+        if junit is not None:
+            from harness.report import junit as gate
+
+            suites.append(gate.suite(reading) if reading else gate.fault(scenario.name, fault))
         if as_json and reading is not None:
             from harness.report.document import document
 
@@ -101,7 +112,16 @@ def run(
     if as_json:
         alone = documents[0] if len(loaded) == 1 and documents else {"schema": 1, "runs": documents}
         click.echo(json.dumps(alone, indent=1))
+    if junit is not None:
+        _write(junit, gate.render(suites))
     return max(codes)
+
+
+def _write(file: Path, content: bytes) -> None:
+    try:
+        file.write_bytes(content)
+    except OSError as error:
+        raise RecordError(f"{file} can't be written: {error.strerror}") from None
 
 
 def _load_all(files: tuple[str, ...], overrides: tuple[str, ...]) -> list[Scenario]:
