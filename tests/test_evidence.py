@@ -8,13 +8,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 
 import pytest
 from conftest import ROOT, bench
 
 from harness import evidence
 from harness.errors import UsageError
-from harness.predict import predict
+from harness.evidence import slack
+from harness.predict import predict, unprofiled
 from harness.units import GIB
 
 ALL = evidence.compared()
@@ -223,7 +225,41 @@ def test_the_script_prints_each_run_and_its_worst_errors() -> None:
 
 
 def test_the_tables_are_plain_csv_with_one_header():
-    for name in ("h100", "community"):
+    for name in ("h100", "community", "out_of_memory"):
         lines = (ROOT / "harness" / "catalog" / "evidence" / f"{name}.csv").read_text(encoding="utf-8").splitlines()
         rows = list(csv.reader(lines))
         assert {len(row) for row in rows} == {len(rows[0])}
+
+
+# -- the allocator's slack ---------------------------------------------------------------------------
+
+
+def test_the_slack_is_that_of_the_errors():
+    """The constants are the reports' own percentiles; for three reports the least and the most."""
+    sizes = slack.of_group("serving")
+    assert (len(sizes), len(slack.slacks())) == (16, 31)
+    assert tuple(round(x / GIB, 2) for x in slack.spread(sizes)) == unprofiled._SLACK
+    few = slack.of_group("serving, mxfp4 experts")
+    assert tuple(round(x / GIB, 2) for x in (median(few), min(few), max(few))) == unprofiled._SLACK_MXFP4
+    error, inside = slack.halves(sizes)
+    assert error <= 0.54 * GIB and inside >= 14
+
+
+def test_an_error_adds_up_and_a_pool_of_graphs_is_no_earlier_than_the_capture():
+    """In use is PyTorch's and the context's; who dies with graphs in memory did not die while loading."""
+    path = ROOT / "harness" / "catalog" / "evidence" / "out_of_memory.csv"
+    for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines()):
+        assert row["source_url"].startswith("https://") and row["unallocated_mib"]
+        assert row["when"] in ("", "loading", "profile", *slack.AFTER_THE_CAPTURE)
+        graphs = bool(row["private_pools_mib"]) and "sleep mode" not in row["note"]
+        assert graphs == (row["when"] in slack.AFTER_THE_CAPTURE), row["id"]
+        if row["in_use_gib"]:
+            torch = float(row["allocated_gib"]) + float(row["unallocated_mib"]) / 1024
+            assert 0 < float(row["in_use_gib"]) - torch < 11, row["id"]
+            beside = float(row["total_gib"]) - float(row["in_use_gib"]) - float(row["free_mib"]) / 1024
+            assert -0.03 < beside < 2, row["id"]
+
+
+def test_no_run_that_started_contradicts_the_slack():
+    started = [r for r in RUNS if r.reached == "STARTS"]
+    assert len(started) == 43 and all(r.verdict == "STARTS" for r in started)

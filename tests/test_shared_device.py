@@ -8,10 +8,10 @@ from test_predict import LOAD, rung, scenario
 from harness import catalog
 from harness.architecture import from_config
 from harness.errors import ScenarioError
-from harness.ledger import Account, RungName, Term
+from harness.ledger import Account, Phase, RungName, Term
 from harness.predict import predict, settings
 from harness.predict.unprofiled import prompt_logprobs
-from harness.units import GIB
+from harness.units import GIB, MIB
 
 H100 = "name: h100-sxm-80gb"
 
@@ -48,6 +48,22 @@ def test_before_0_9_1_the_neighbours_are_taken_off_the_budget():
     later = account(f"{H100}, in_use: 0 GiB", "vllm: '0.9.1'").ledger
     runtime = later.bytes_of(Term.RUNTIME_AT_INIT)
     assert runtime and later.bytes_of(Term.KV_AVAILABLE) == pools[0] + runtime
+
+
+def test_the_allocators_slack_is_kept_off_the_margins_and_shown_under_load():
+    run = scenario("llama-3.1-8b", load=LOAD)
+    entry = predict(run).ledger.find(Term.ALLOCATOR_SLACK)
+    assert entry is not None and entry.phase == Phase.LOAD and entry.low < entry.bytes < entry.high
+    starts = rung(account(), RungName.STARTS)
+    assert predict(scenario("llama-3.1-8b", load="")).ledger.find(Term.ALLOCATOR_SLACK) is None
+    held = account().ledger.bytes_of(Term.TOTAL)
+    beyond = starts.margin_bytes - (round(79.19 * GIB) - held)
+    assert beyond == pytest.approx(-entry.bytes, abs=4 * MIB)  # a pool is whole blocks
+    assert starts.margin_bytes - starts.margin_low > entry.high - entry.bytes
+    v0 = "vllm: '0.7.3', max_model_len: 8192"
+    old = account(engine=v0)
+    left = round(79.19 * GIB) - old.ledger.bytes_of(Term.TOTAL)
+    assert rung(old, RungName.STARTS).margin_bytes == pytest.approx(left, abs=4 * MIB)
 
 
 # -- slices ----------------------------------------------------------------------------------------

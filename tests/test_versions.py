@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from test_predict import rung, scenario
 
@@ -78,7 +80,7 @@ def test_the_state_of_the_second_runner_is_in_the_budget_or_outside(version: str
 
 
 @pytest.mark.parametrize(
-    ("version", "per_logit"), [("0.7.3", 0), ("0.19.0", 4), ("0.24.0", 12), ("0.32.0", 12), ("0.33.0", 0)]
+    ("version", "per_logit"), [("0.7.3", 0), ("0.19.0", 0), ("0.24.0", 12), ("0.32.0", 12), ("0.33.0", 0)]
 )
 def test_the_warm_up_by_version(version: str, per_logit: int):
     chosen = settings(scenario("llama-3.1-8b", engine=f"vllm: '{version}', max_num_seqs: 1024", load=""))
@@ -96,6 +98,22 @@ def test_graphs_are_in_the_budget_from_0_20_on():
     graphs = pools[1].ledger.bytes_of(Term.CUDA_GRAPHS)
     before, after = (account.ledger.bytes_of(Term.KV_AVAILABLE) for account in pools)
     assert graphs and before and after and before - after == graphs
+
+
+@pytest.mark.parametrize(
+    ("version", "in_budget"),
+    [("0.20.0", True), ("0.22.0", True), ("0.24.0", False), ("0.28.0", False), ("0.29.0", True)],
+)
+def test_the_second_runner_has_an_estimate_of_its_graphs_from_0_29_on(version: str, in_budget: bool):
+    """Its profile_cudagraph_memory returned 0 before (https://github.com/vllm-project/vllm/issues/49224)."""
+    run = scenario("llama-3.1-8b", engine=f"vllm: '{version}', gpu_memory_utilization: 0.9", load="")
+    assert settings(run).model_runner == ("v1" if version in ("0.20.0", "0.22.0") else "v2")
+    account = predict(run)
+    graphs = account.ledger.bytes_of(Term.CUDA_GRAPHS)
+    terms = (Term.WEIGHTS, Term.NON_TORCH_INCREASE, Term.ACTIVATION_PEAK, Term.KV_AVAILABLE)
+    spent = sum(account.ledger.bytes_of(t) or 0 for t in terms)
+    requested = math.ceil(0.9 * 79.19 * GIB)
+    assert graphs and requested - spent == pytest.approx(graphs if in_budget else 0, abs=GIB // 100)
 
 
 def test_less_free_than_requested_is_refused_from_0_9_1_on():

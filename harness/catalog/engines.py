@@ -56,7 +56,8 @@ class EngineDefaults:
     v2_state_counted: bool
     non_torch_one_rank_gib: float
     graphs_gib_a_layer: float | None
-    graphs_in_budget: bool
+    graphs_in_budget: bool  # of Model Runner V1; V2 has a line of its own
+    v2_graphs_in_budget: bool
     one_line_kv_log: bool
     tokens_by_concurrency: bool
     caches_state_prefixes: bool  # by default, of models with recurrent states

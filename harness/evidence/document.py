@@ -9,6 +9,7 @@ from typing import Any
 
 from harness.evidence.compared import COLUMNS, Compared
 from harness.evidence.errors import Errors, by, errors, held_out, intervals, layered, rates, term_errors, verdicts
+from harness.evidence.slack import GROUPS, halves, of_group, spread
 from harness.units import GIB
 
 _HEADS = "n | MAE | median | p95 | worst | bias | median % | p95 % | worst %"
@@ -39,6 +40,7 @@ def as_dict(runs: list[Compared]) -> dict[str, Any]:
         "kv_bytes_per_token": {"right": exact, "compared": compared},
         "kv_tokens_of_layers_that_differ": dict(zip(("right", "compared"), layered(runs), strict=True)),
         "verdicts": {"right": right, "judged": judged},
+        "allocator_slack": {name: of_group(name) for name in GROUPS},
         "not_predicted": dict(_reasons(runs)),
     }
 
@@ -84,15 +86,23 @@ differ (sliding windows, recurrent states), tokens of the pool from its printed 
 
 {_intervals(runs)}
 
+## The allocator's slack
+
+What PyTorch held "reserved but unallocated" when a public vLLM process ran out of memory, by what it was at
+(`out_of_memory.csv`; {len(of_group(""))} more reports leave that open). "serving": its graphs were captured. "by half":
+the mean error of the median, and how many lie between the percentiles, each half of the reports told by the other.
+
+{_slack()}
+
 ## The KV pool
 
 {cuts}
 
 ## Verdicts
 
-The highest rung from the configuration alone: {right} of {judged} right. What the sampler's warm-up takes beside mxfp4
-experts was fitted on 51 and 52, so their verdicts and that of 53 are those of a fit. The rows that failed, or that we
-tell wrong:
+The highest rung from the configuration alone: {right} of {judged} right. The allocator's slack beside mxfp4 experts was
+fitted on 51 and 52 (and one more), so their verdicts and that of 53 are those of a fit: with the slack of all others
+they would be told to start. The rows that failed, or that we tell wrong:
 
 {_failures(runs)}
 
@@ -116,6 +126,18 @@ GiB, predicted / measured. *: a constant of the activation law was fitted on thi
 def _terms(runs: list[Compared]) -> str:
     lines = [f"| term | rows | {_HEADS} |", "| --- " * 11 + "|"]
     lines += [f"| {term} | {name} | {_cells(found)} |" for term, name, found in term_errors(runs)]
+    return "\n".join(lines)
+
+
+def _slack() -> str:
+    lines = ["| at | n | median GiB | 5th | 95th | least | most | by half: error | within |", "| --- " * 9 + "|"]
+    for name in GROUPS:
+        sizes = of_group(name)
+        least, most = (f"{x / GIB:.3f}" for x in (min(sizes), max(sizes)))
+        median, low, high = (f"{x / GIB:.3f}" for x in (spread(sizes) if len(sizes) > 1 else (sizes * 3)))
+        error, inside = halves(sizes) if len(sizes) > 3 else (None, 0)
+        held = f"{error / GIB:.3f} | {inside} of {len(sizes)}" if error is not None else "– | –"
+        lines.append(f"| {name} | {len(sizes)} | {median} | {low} | {high} | {least} | {most} | {held} |")
     return "\n".join(lines)
 
 

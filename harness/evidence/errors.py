@@ -131,7 +131,7 @@ def _layers(case: Case) -> int:
 
 def _pool(run: Compared, case: Case, others: list[Compared]) -> float | None:
     counted = ["weights", "activation_peak", "non_torch_increase"]
-    if case.settings.defaults.graphs_in_budget:
+    if case.settings.graphs_in_budget:
         counted.append("graphs")
     taken = [_without(run, others, term) for term in counted]
     if any(size is None for size in taken):

@@ -17,6 +17,7 @@ from harness.predict.estimate import Estimate
 from harness.predict.fit import rungs
 from harness.predict.settings import Settings, device_gpu, settings
 from harness.predict.step_time import compared
+from harness.predict.unprofiled import slack
 from harness.scenario import Scenario
 from harness.units import gib
 
@@ -51,7 +52,7 @@ def predict(scenario: Scenario) -> Account:
     verdicts, figures = rungs(architecture, chosen, scenario, given)
     broken = verdicts[1].holds is True and verdicts[2].holds is False
     return Account(
-        ledger=_ledger(given, figures),
+        ledger=_ledger(chosen, given, figures),
         kv=given.pool,
         rungs=verdicts,
         load=figures,
@@ -66,7 +67,7 @@ def predict(scenario: Scenario) -> Account:
     )
 
 
-def _ledger(given: Grant, figures: LoadFigures) -> Ledger:
+def _ledger(chosen: Settings, given: Grant, figures: LoadFigures) -> Ledger:
     b = given.budget
     terms = [
         (Term.WEIGHTS, b.weights),
@@ -85,6 +86,8 @@ def _ledger(given: Grant, figures: LoadFigures) -> Ledger:
         entries.append(
             Entry(Phase.LOAD, DEVICE, Term.KV_USED, used, source="blocks in use at the simulated peak")
         )
+        e = slack(chosen)
+        entries.append(Entry(Phase.LOAD, DEVICE, Term.ALLOCATOR_SLACK, e.bytes, e.low, e.high, e.source))
     return Ledger(tuple(entries))
 
 

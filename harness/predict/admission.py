@@ -136,7 +136,7 @@ def _requested(total: Estimate, share: float) -> Estimate:
 
 
 def _profiled(requested: Estimate, parts: tuple[Estimate, ...], init: Estimate, settings: Settings) -> Estimate:
-    in_budget, all_in_use = settings.defaults.graphs_in_budget, settings.defaults.counts_all_in_use
+    in_budget, all_in_use = settings.graphs_in_budget, settings.defaults.counts_all_in_use
     counted = parts if in_budget else parts[:-1]
     words = "requested - weights - non_torch_increase - activation_peak"
     if all_in_use:

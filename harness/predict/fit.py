@@ -7,6 +7,7 @@ from harness.errors import UsageError
 from harness.ledger import LoadFigures, Rung, RungName, Term
 from harness.predict import unprofiled
 from harness.predict.admission import KV_CACHE, Budget, Grant
+from harness.predict.estimate import Estimate
 from harness.predict.settings import Settings
 from harness.scenario import Load, Scenario, longest_prompt, longest_request
 from harness.units import gib
@@ -78,15 +79,18 @@ def _starts(architecture: Architecture, settings: Settings, grant: Grant) -> Run
     b = grant.budget
     state, warm_up = _sampling(architecture, settings, b)
     warm_up += state
-    used = _on_device(b) + warm_up
+    # V0 runs nothing of the profile's size once its graphs are there.
+    slack = Estimate.exact(0, "") if settings.model_runner == "v0" else unprofiled.slack(settings)
+    used = _on_device(b) + warm_up + slack.bytes
     margin = b.cuda_total.bytes - used
-    low, high = _starts_interval(b, settings, warm_up)
-    graphs = b.graphs.high - b.graphs.bytes if settings.defaults.graphs_in_budget else b.graphs.bytes
+    low, high = _starts_interval(b, settings, warm_up, slack)
+    graphs = b.graphs.high - b.graphs.bytes if settings.graphs_in_budget else b.graphs.bytes
     outside = {
         Term.RUNTIME_AT_INIT: b.init.bytes,
         Term.OTHER_PROCESSES: b.others,
         Term.CUDA_GRAPHS: graphs,
         Term.ACTIVATION_PEAK: warm_up,
+        Term.ALLOCATOR_SLACK: slack.bytes,
     }
     # A pool that was set by hand is what can be made smaller.
     limited = KV_CACHE if _by_hand(settings) else max(outside, key=lambda t: outside[t])
@@ -120,14 +124,16 @@ def _beyond_profile(load: Load, architecture: Architecture, settings: Settings, 
         buffers.append(("checking proposed tokens", checked))
     b = grant.budget
     state, _ = _sampling(architecture, settings, b)
-    free = b.cuda_total.bytes - _on_device(b) - state
+    slack = unprofiled.slack(settings)
+    free = b.cuda_total.bytes - _on_device(b) - state - slack.bytes
     for name, taken in sorted(buffers, key=lambda pair: -pair[1].bytes):
         extra = max(taken.bytes - b.activation.bytes, 0)
         if extra > free:
-            low, high = free + b.activation.low - taken.high, free + b.activation.high - taken.low
+            low = free + b.activation.low - taken.high + slack.bytes - slack.high
+            high = free + b.activation.high - taken.low + slack.bytes - slack.low
             reason = (
                 f"{name} takes {gib(taken.bytes)} GiB ({taken.source}), {gib(extra)} beyond the profile's peak; "
-                f"{gib(free)} are free beside the pool"
+                f"{gib(free)} are free beside the pool and the allocator's slack"
             )
             return Rung(RungName.HOLDS, False, free - extra, Term.ACTIVATION_PEAK, low, high, reason)
     return None
@@ -137,15 +143,15 @@ def _by_hand(settings: Settings) -> bool:
     return settings.kv_cache_memory_bytes is not None or settings.num_gpu_blocks_override is not None
 
 
-def _starts_interval(b: Budget, settings: Settings, warm_up: int) -> tuple[int, int]:
+def _starts_interval(b: Budget, settings: Settings, warm_up: int, slack: Estimate) -> tuple[int, int]:
     """(low, high). A granted pool shrinks as the profiled terms grow: what lies outside is uncertain."""
-    low = b.cuda_total.low - b.init.high - b.others - warm_up
-    high = b.cuda_total.high - b.init.low - b.others
+    low = b.cuda_total.low - b.init.high - b.others - warm_up - slack.high
+    high = b.cuda_total.high - b.init.low - b.others - slack.low
     if _by_hand(settings):
         pool, parts = b.blocks * b.block_bytes, (b.weights, b.non_torch, b.activation, b.graphs)
         return low - pool - sum(p.high for p in parts), high - pool - sum(p.low for p in parts)
     low, high = low - b.requested.low, high - b.requested.high
-    if settings.defaults.graphs_in_budget:
+    if settings.graphs_in_budget:
         # The budget holds the estimate; what the capture takes more or less lies outside.
         return low - (b.graphs.high - b.graphs.bytes), high + (b.graphs.bytes - b.graphs.low)
     return low - b.graphs.high, high - b.graphs.low

@@ -146,7 +146,7 @@ def _later_graphs(architecture: Architecture, settings: Settings, stage: int) ->
         )
     layers = len(architecture.stage(stage, settings.pipeline_parallel_size))
     likely = (_GRAPHS_A + _GRAPHS_B * layers) * GIB
-    below, above = _GRAPHS_ESTIMATED if settings.defaults.graphs_in_budget else _GRAPHS_ACTUAL
+    below, above = _GRAPHS_ESTIMATED if settings.graphs_in_budget else _GRAPHS_ACTUAL
     low_room = below * GIB if settings.max_num_seqs >= _ALL_SIZES else likely * 0.8
     if architecture.encoder_tokens:  # its decoding alone is captured (FULL_DECODE_ONLY), how much less is not known
         low_room = likely

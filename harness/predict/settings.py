@@ -100,6 +100,12 @@ class Settings:
         return self.quantization.main
 
     @property
+    def graphs_in_budget(self) -> bool:
+        """Whether vLLM takes its estimate of the CUDA graphs off the budget. V2's was 0 until it had one."""
+        defaults = self.defaults
+        return defaults.v2_graphs_in_budget if self.model_runner == "v2" else defaults.graphs_in_budget
+
+    @property
     def expert_split(self) -> tuple[int, int]:
         """(ranks that divide each expert, ranks that divide their number): all ranks of a stage do one or the other.
 

@@ -1,6 +1,6 @@
-"""What the profile run never saw: the sampler's warm-up (STARTS), state that no term counts, logprobs (HOLDS).
+"""What the profile run never saw: the allocator's slack, the sampler's warm-up (STARTS), logprobs (HOLDS).
 
-Bytes on one rank of the last stage, beside what the budget holds.
+Bytes on one rank, beside what the budget holds; all but the slack on the last stage alone.
 """
 
 from __future__ import annotations
@@ -11,37 +11,44 @@ from harness.predict.estimate import Estimate
 from harness.predict.settings import Settings
 from harness.units import GIB
 
-_FRAGMENTED = round(1.70 * GIB)
+# GiB reserved by PyTorch and unallocated when vLLM ran out of memory with its graphs captured: median, 5th and 95th
+# percentile of 16 public errors (harness/catalog/evidence/out_of_memory.csv; half of them predicted by the other half:
+# 0.54 off in the mean, 14 of 16 within). Those beside experts in mxfp4, whose kernels keep no workspace: the median,
+# the least and the most of three.
+_SLACK, _SLACK_MXFP4 = (0.31, 0.04, 2.27), (1.62, 0.32, 1.78)
 # Bytes a logit that a batch with top-k, top-p and logprobs takes beside the logits: their float32 copy, FlashInfer's
 # masked logits and probabilities (vllm/v1/worker/gpu/sample/sampler.py, 0.25 to 0.33).
 _V2_SAMPLING = 12
 _V2_CHUNK = 1024  # rows: PromptLogprobsWorker, vllm/v1/worker/gpu/sample/prompt_logprob.py, 0.15 to 0.33
 
 
+def slack(settings: Settings) -> Estimate:
+    """Bytes that PyTorch holds between its tensors and can't give to a step that wants them; nothing in V0's start.
+
+    The profile counts what is allocated (``torch_peak``, vllm/utils/mem_utils.py, 0.19), so neither weights nor the
+    activation peak have it; what lies beside the weights alone is 1 to 23 MiB (four errors of loading), which 0.27 and
+    later count as consumed.
+    """
+    beside_mxfp4 = settings.weight_format.only == "experts"
+    likely, low, high = (round(x * GIB) for x in (_SLACK_MXFP4 if beside_mxfp4 else _SLACK))
+    runs = "3 public out-of-memory errors beside mxfp4 experts" if beside_mxfp4 else "16 public out-of-memory errors"
+    return Estimate(likely, low, high, f"reserved and unallocated in {runs}")
+
+
 def warm_up(architecture: Architecture, settings: Settings) -> int:
     """Bytes that the sampler's warm-up takes beside what the profile saw.
 
-    Model Runner V1: freed pieces of earlier steps are not always of use to it. Where the experts are in mxfp4, whose
-    kernels keep no workspace, 1.78 and 1.62 GiB lay reserved and unallocated when gpt-oss-20b ran out of memory on
-    H100s at 0.95 (h100-019-51 and -52): their mean. Elsewhere one float32 copy of the logits (S x V x 4 B), which
-    no run that started contradicts. The upper margin leaves it out.
-    Source: ``compile_or_warm_up_model``, vllm/v1/worker/gpu_worker.py, 0.19 and 0.32, and the logs of these two runs.
+    Model Runner V1 runs the very sampler that it has profiled (``compile_or_warm_up_model``,
+    vllm/v1/worker/gpu_worker.py, 0.19 and 0.32): nothing but slack comes on top. V0 has no such warm-up.
 
     Model Runner V2 to 0.32: a prefill of two tokens for each of min(S, T / 2) requests, with top-k, top-p and logprobs,
     which the profile left out. From 0.33 on the profile has them.
     Source: ``warmup_kernels``, vllm/v1/worker/gpu/warmup.py, 0.25 to 0.33.
-
-    V0 has no such warm-up.
     """
-    rows = profiled_rows(settings)
-    if settings.model_runner == "v2":
-        rows = min(rows, settings.max_num_batched_tokens // 2)
-        return 0 if settings.defaults.v2_sampler_profiled else rows * architecture.vocab * _V2_SAMPLING
-    if settings.model_runner == "v0":
+    if settings.model_runner != "v2" or settings.defaults.v2_sampler_profiled:
         return 0
-    if settings.weight_format.only == "experts":
-        return _FRAGMENTED
-    return rows * architecture.vocab * 4
+    rows = min(profiled_rows(settings), settings.max_num_batched_tokens // 2)
+    return rows * architecture.vocab * _V2_SAMPLING
 
 
 def uncounted_state(architecture: Architecture, settings: Settings) -> int:

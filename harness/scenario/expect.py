@@ -13,7 +13,7 @@ from harness.scenario.fields import Part
 # What can stop a rung: the terms of the ledger, and what a run can die of.
 LIMITS = (
     "kv_cache", "weights", "runtime_at_init", "other_processes", "non_torch_increase", "activation_peak", "cuda_graphs",
-    "memory", "engine",
+    "allocator_slack", "memory", "engine",
     "master_weights", "adapters", "optimizer", "gradients", "activations", "logits", "workspace",  # of a training step
 )  # fmt: skip
 
