@@ -45,6 +45,26 @@ GEMMA4 = {
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
 }  # fmt: skip
 
+STEP_TYPES = ["sliding_attention" if i % 4 else "full_attention" for i in range(8)]
+# As published: lists go on for MTP layers, layers with experts are text, sliding layers have heads of their own.
+STEP = {
+    **{k: v for k, v in SMALL.items() if k != "num_key_value_heads"}, "num_hidden_layers": 5, "num_attention_groups": 2,
+    "max_seq_len": 512, "head_dim": 16, "moe_num_experts": 8, "moe_top_k": 2, "moe_intermediate_size": 32,
+    "share_expert_dim": 48, "moe_layers_enum": "2,3,4", "sliding_window": 64, "layer_types": STEP_TYPES,
+    "use_head_wise_attn_gate": True,
+    "attention_other_setting": {
+        "attention_type": "sliding_attention", "num_attention_heads": 8, "num_attention_groups": 2, "head_dim": 16
+    },
+    "partial_rotary_factors": [1.0 if i % 4 else 0.5 for i in range(8)],
+    "rope_theta": [1e4 if i % 4 else 5e6 for i in range(8)],
+    "rope_scaling": {
+        "rope_type": "llama3", "factor": 2.0, "original_max_position_embeddings": 256, "low_freq_factor": 1.0,
+        "high_freq_factor": 32.0,
+    },
+    "yarn_only_types": ["full_attention"], "num_nextn_predict_layers": 3, "use_moe_router_bias": True,
+    "need_fp32_gate": True, "att_impl_type": "GQA", "moe_router_activation": "sigmoid", "rms_norm_eps": 1e-5,
+}  # fmt: skip
+
 
 def _config(name: str, kind: str, **own: Any) -> dict[str, Any]:
     return {**SMALL, "architectures": [name], "model_type": kind, **own}
@@ -138,6 +158,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
             "short_conv_kernel_size": 4,
         },
     ),
+    "step-3.5": {
+        **STEP, "architectures": ["Step3p5ForCausalLM"], "model_type": "step3p5",
+        "attention_other_setting": {**STEP["attention_other_setting"], "num_attention_groups": 4},
+    },
     "deepseek-v3.2": _config("DeepseekV32ForCausalLM", "deepseek_v32", **LATENT, **ROUTED, **INDEXER),
     "glm-5": _config("GlmMoeDsaForCausalLM", "glm_moe_dsa", **LATENT, **ROUTED, **INDEXER),
     "glm-5.2": _config(
@@ -148,6 +172,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "Glm4MoeLiteForCausalLM", "glm4_moe_lite", **LATENT, **ROUTED, q_lora_rank=24, first_k_dense_replace=1
     ),
 }  # fmt: skip
-# Of these vLLM 0.32 has no class of its own any more, or none that reads transformers' config.
-NOT_IN_TRANSFORMERS = ("nemotron-nas",)
+# Of these one of the two has no class of its own any more, or none that reads this config (Step's text: see
+# tests/test_vision.py, with the tower around it).
+NOT_IN_TRANSFORMERS = ("nemotron-nas", "step-3.5")
 NOT_IN_VLLM = ("bamba", "minimax-m1", "glm-4.7-flash")

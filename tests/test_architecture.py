@@ -306,6 +306,7 @@ KEYS = st.sampled_from([
     "layers_block_type", "block_configs", "attn_type_list", "linear_attn_config", "hybrid_layer_pattern",
     "moe_layer_freq", "index_topk_pattern", "index_topk_freq", "num_kv_shared_layers", "attention_chunk_size",
     "no_rope_layers", "attn_layer_indices", "mamba_dt_rank", "mamba_ssm_cache_dtype", "global_head_dim",
+    "moe_layers_enum", "attention_other_setting", "partial_rotary_factors", "max_seq_len", "num_attention_groups",
 ])  # fmt: skip
 
 
@@ -314,7 +315,8 @@ KEYS = st.sampled_from([
 @example("Cohere2ForCausalLM", {"layer_types": [None, None, None]})
 def test_whatever_it_is_fed_it_gives_an_architecture_or_a_usage_error(name: str, changes: dict[str, Any]):
     config = {**SMALL, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "ffn_dim": 128,
-              "architectures": [name], **changes}  # fmt: skip
+              "moe_num_experts": 8, "moe_top_k": 2, "moe_intermediate_size": 32, "architectures": [name],
+              **changes}  # fmt: skip
     try:
         architecture = from_config(config)
     except UsageError as error:

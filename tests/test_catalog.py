@@ -43,7 +43,8 @@ def test_every_public_config_at_hand_is_predicted_or_refused_with_a_reason():
         pytest.skip("no public configs beside the project")
     for file in files:
         name = file.name.removesuffix("_config.json").replace("--", "/")
-        assert catalog.refusal(name) or catalog.model_facts(name)["checked"] == "config", name
+        # "table": of Step 3.7 what is at hand is another project's retelling, without the class's own keys
+        assert catalog.refusal(name) or catalog.model_facts(name)["checked"] in ("config", "table"), name
 
 
 @pytest.mark.parametrize(

@@ -139,3 +139,20 @@ def test_flags_and_names_of_layers_say_the_same_of_minimax():
     one, other = from_config(named), from_config(flagged)
     assert (one.components, one.kv_layers) == (other.components, other.kv_layers)
     assert resolved(json.dumps(flagged), 512, 'vllm: "0.23"')[1].block_size == 32
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"layer_types": ["full_attention"]}, "layer_types: expected a list of 5, one a layer"),
+        ({"moe_layers_enum": "2,x"}, "moe_layers_enum: expected numbers of layers, got '2,x'"),
+        ({"partial_rotary_factors": [0.5] * 8}, "partial_rotary_factors: only one share for full layers"),
+        ({"attention_other_setting": {"attention_type": "all"}}, "attention_type: expected 'sliding_attention'"),
+        ({"moe_num_experts": None}, "moe_num_experts: missing"),
+        ({"use_moe_router_bias": False}, "use_moe_router_bias=False is not supported yet"),
+    ],
+)
+def test_a_config_of_step_that_vllm_would_not_read_is_one_line(changes: dict[str, object], said: str):
+    with pytest.raises(UsageError) as caught:
+        from_config({**CONFIGS["step-3.5"], **changes})
+    assert said in str(caught.value) and "\n" not in str(caught.value)

@@ -149,10 +149,12 @@ def test_another_vocabulary_is_refused_in_vllms_words():
 
 PREDICTING = (
     "deepseek-v3", "deepseek-v3.2", "zai-org/GLM-5.2", "glm-4.5", "glm-4.5-air", "qwen3-next-80b-a3b", "qwen3.5-9b",
-    "Qwen/Qwen3.5-35B-A3B",
+    "Qwen/Qwen3.5-35B-A3B", "step-3.7-flash",
 )  # fmt: skip
 SHARED = ("embed_tokens.weight", "lm_head.weight", "shared_head.head.weight")  # dropped for the decoder's once loaded
+OWN_HEADS = ("step-3.7-flash",)  # whose heads are kept
 PROPOSING = {"max_model_len": 4096, "speculative_config": {"method": "mtp", "num_speculative_tokens": 2}}
+OWN = {"step-3.7-flash": {"auto_map": {"AutoConfig": "configuration_own.StepConfig"}}}  # classes of the configs' own
 
 
 def with_mtp(model: str, tp: int = 1, more: str = "", vllm: str = "0.32"):
@@ -160,7 +162,8 @@ def with_mtp(model: str, tp: int = 1, more: str = "", vllm: str = "0.32"):
     engine = f"tensor_parallel_size: {tp}, max_model_len: 4096, block_size: 16, {MTP}{more}"
     read = scenario(engine, vllm, model, gpus=tp)
     architecture = from_config(read.config())
-    return shallow(catalog.model_config(model), architecture), architecture, settings(read, architecture)
+    config = {**shallow(catalog.model_config(model), architecture), **OWN.get(model, {})}
+    return config, architecture, settings(read, architecture)
 
 
 @pytest.mark.parametrize("tp", [1, 2])
@@ -169,7 +172,8 @@ def test_mtp_layers_hold_what_vllms_own_class_makes(vllm: Vllm, model: str, tp: 
     config, _, chosen = with_mtp(model, tp)
     with as_one_of(tp):
         made = build_drafter(vllm.configured(config, **PROPOSING)).named_parameters()
-    theirs = {name: p.numel() for name, p in made if not name.endswith(SHARED)}
+    dropped = SHARED[:1] if model in OWN_HEADS else SHARED
+    theirs = {name: p.numel() for name, p in made if not name.endswith(dropped)}
     drafter = chosen.draft.architecture if chosen.draft else None
     assert drafter is not None
     parts = [c for c in drafter.components if c.held and c.name != "W_UK_T, W_UV"]  # these are made once loaded
@@ -287,3 +291,30 @@ def test_each_proposed_token_has_a_state_of_its_own(vllm: Vllm, name: str, prefi
 def test_states_that_are_not_known_beside_proposals_are_refused():
     with pytest.raises(UsageError, match="the states of KimiLinearForCausalLM beside it are not modelled"):
         settings(scenario(NGRAM, "0.32", json.dumps(CONFIGS["kimi-linear"])))
+
+
+def test_the_mtp_layers_of_step_are_what_its_lists_say():
+    """Three sliding layers of 96 heads with a plain MLP, each with an lm_head: by hand."""
+    _, architecture, chosen = with_mtp("step-3.7-flash")
+    assert chosen.draft is not None
+    attention = (96 + 2 * 8) * 128 * 4096 + 96 * 128 * 4096 + 96 * 4096 + 2 * 128
+    each = attention + 3 * 11_264 * 4096 + 128_896 * 4096 + 2 * 4096**2 + 5 * 4096
+    assert chosen.draft.architecture.parameters == 3 * each == 2_428_171_008
+    assert [k.window for k in chosen.draft.architecture.kv_kinds] == [512]
+    assert bytes_per_token(architecture, chosen) == 48 * 2 * 8 * 128 * 2
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"layer_types": catalog.model_config("step-3.7-flash")["text_config"]["layer_types"][:45]},
+     "layer_types: expected one more for each of 3 MTP layers"),
+    ({"moe_layers_enum": "3,four"}, "moe_layers_enum: expected numbers of layers"),
+])  # fmt: skip
+def test_lists_too_short_for_mtp_layers_are_refused(changes: dict[str, object], words: str):
+    config = catalog.model_config("step-3.7-flash")
+    with pytest.raises(UsageError, match=words):
+        mtp({**config, "text_config": {**config["text_config"], **changes}})
+
+
+def test_mtp_layers_of_step_without_its_wrapper_are_refused():
+    with pytest.raises(UsageError, match=r"drops what layer_types says of MTP layers"):
+        mtp(CONFIGS["step-3.5"])

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from inspect import signature
 from typing import Any
 
 import pytest
 from test_vision import CASES, EXPERTS, GEMMA4, IDS, LLAMA4, TEXT, config_of
 from vllm_oracle import Vllm, build, vllm_on_meta
 
-from harness.architecture import multimodal
+from harness.architecture import images, multimodal
+from harness.architecture.reader import Reader
 
 SCOUT = {
     **TEXT, "model_type": "llama4_text", "intermediate_size_mlp": 160, "num_local_experts": 4, "num_experts_per_tok": 1,
@@ -44,6 +46,29 @@ def theirs(vllm: Vllm, config: dict[str, Any], tp: int, mode: str) -> Counter[tu
     return Counter(
         tuple(p.shape) for n, p in model.named_parameters() if not n.startswith(("language_model.", "lm_head"))
     )
+
+
+def test_steps_blocks_keep_their_angles_as_in_vllm(vllm: Vllm):
+    case = next(c for c in TESTED if c[0].startswith("Step"))
+    _, parts = multimodal.tower(config_of(case), 64)
+    (angles,) = [p for p in parts if p.kind == "rotary"]
+    model, _ = build(vllm, config_of(case), max_model_len=512)
+    kept = [b for n, b in model.named_buffers() if n.startswith("vision_model.")]
+    assert {str(b.dtype) for b in kept} == {f"torch.{angles.dtype}"}
+    assert sum(b.numel() for b in kept) == angles.elements * angles.times
+
+
+def test_steps_largest_image_is_vllms(vllm: Vllm):
+    from vllm.transformers_utils.processors.step3_vl import MAX_IMAGE_SIZE, ImagePatcher, Step3VLImageProcessor
+
+    taken = {k: p.default for k, p in signature(Step3VLImageProcessor).parameters.items()}
+    processor = Step3VLImageProcessor.__new__(Step3VLImageProcessor)  # what it makes of pixels needs torchvision
+    vars(processor).update(taken, patcher=ImagePatcher())
+    item = images.step3p7(Reader({"patch_size": 14}, {}), Reader({}, {}))["image"]
+    crops, _ = processor.patcher.get_num_patches(MAX_IMAGE_SIZE, MAX_IMAGE_SIZE)
+    assert item.tokens == processor.get_num_image_tokens(MAX_IMAGE_SIZE, MAX_IMAGE_SIZE)
+    assert item.rows == taken["num_image_feature_size"] + crops * taken["num_patch_feature_size"]
+    assert item.elements == 3 * (taken["image_size"] ** 2 + crops * taken["patch_size"] ** 2)
 
 
 def ours(config: dict[str, Any], tp: int, mode: str) -> Counter[tuple[int, ...]]:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from harness import catalog
-from harness.architecture import CHUNKED, FULL, INDEXER, MLA, SLIDING, STATE, KvLayer, State, from_config
+from harness.architecture import CHUNKED, FULL, INDEXER, MLA, SLIDING, STATE, KvLayer, State, from_config, text_config
 from harness.catalog import engine_defaults
 from harness.errors import UsageError
 from harness.predict import kv_cache
@@ -119,6 +119,15 @@ def shallow(config: dict[str, Any], architecture: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("model", KINDS)
 def test_every_kind_of_layer_plans_as_in_vllm(vllm: Vllm, model: str):
     check_against_vllm(vllm, catalog.model_config(model))
+
+
+# Decoders of published models whose wrapper is another class's.
+DECODERS = ("step-3.7-flash",)
+
+
+@pytest.mark.parametrize("model", DECODERS)
+def test_published_decoders_plan_as_in_vllm(vllm: Vllm, model: str):
+    check_against_vllm(vllm, text_config(catalog.model_config(model)))
 
 
 @pytest.mark.parametrize("name", [n for n in CONFIGS if n not in NOT_IN_VLLM])

@@ -23,10 +23,20 @@ from harness.architecture import CHUNKED, FULL, INDEXER, MLA, SLIDING, Architect
 from harness.predict.settings import Settings
 
 Specs = dict[str, Any]
-# A published config that brings its class along, as far as vLLM reads it: blocks as attributes.
+# Published configs that bring their class along, as far as vLLM reads it: blocks as attributes; Step's text and tower
+# as they are, with what vLLM's own class of the text would cut off behind the decoder's layers.
 OWN_CONFIG = """
 from types import SimpleNamespace
-from transformers import LlamaConfig
+from transformers import LlamaConfig, PreTrainedConfig
+class StepConfig(PreTrainedConfig):
+    model_type = "step3p7"
+    def __init__(self, text_config=None, vision_config=None, **others):
+        from vllm.transformers_utils.configs.step3p5 import Step3p5Config
+        self.text_config = Step3p5Config(**(text_config or {}))
+        self.text_config.layer_types = (text_config or {}).get("layer_types")
+        plain = {"hidden_act": "quick_gelu", "use_rope2d": True, "output_dim": None}
+        self.vision_config = PreTrainedConfig(**plain | (vision_config or {}))
+        super().__init__(**others)
 class OwnConfig(LlamaConfig):
     model_type = "nemotron-nas"
     def __init__(self, block_configs=None, **others):
@@ -172,7 +182,9 @@ def without_torchvision() -> Iterator[None]:
     for name in ("", ".transforms", ".transforms.v2", ".transforms.functional"):
         name = f"torchvision{name}"
         module = sys.modules[name] = MagicMock(spec=ModuleType)
-        module.__path__, module.__spec__ = [], ModuleSpec(name, None)
+        module.__name__, module.__path__, module.__spec__ = name, [], ModuleSpec(name, None)
+    sys.modules["torchvision"].transforms = sys.modules["torchvision.transforms"]
+    sys.modules["torchvision.transforms.functional"].InterpolationMode = MagicMock()
     sys.modules["torchvision.transforms.v2"].functional = MagicMock()
     try:
         yield

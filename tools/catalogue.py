@@ -58,7 +58,9 @@ KEPT = [
     "attn_layer_period", "attn_layer_offset", "expert_layer_period", "expert_layer_offset", "mamba_dt_rank",
     "shared_intermediate_size", "conv_L_cache", "conv_bias", "block_auto_adjust_ff_dim", "linear_attn_config",
     "num_experts_per_token", "num_shared_experts", "laurel_rank", "altup_num_inputs", "mtp_num_hidden_layers",
-    "num_nextn_predict_layers", "attn_output_gate",
+    "num_nextn_predict_layers", "attn_output_gate", "num_attention_groups", "moe_num_experts", "moe_top_k",
+    "share_expert_dim", "moe_layers_enum", "use_head_wise_attn_gate", "attention_other_setting",
+    "partial_rotary_factors", "max_seq_len",
 ]  # fmt: skip
 # Of a vision_config, and beside the two configs of a multimodal model.
 KEPT_OF_VISION = [
@@ -69,10 +71,11 @@ KEPT_OF_VISION = [
     "pixel_shuffle_ratio", "multi_modal_projector_bias", "position_embedding_size", "pooling_kernel_size",
     "default_output_length", "standardize", "use_clipped_linears", "vt_hidden_size", "vt_intermediate_size",
     "vt_num_attention_heads", "vt_num_hidden_layers", "init_pos_emb_height", "init_pos_emb_width", "merge_kernel_size",
+    "width", "layers", "heads", "ls_init_value", "use_cls_token", "use_ln_pre", "use_ln_post", "use_abs_posemb",
 ]  # fmt: skip
 KEPT_BESIDE = [
     "vision_feature_layer", "vision_feature_select_strategy", "image_grid_pinpoints", "multimodal_projector_bias",
-    "spatial_merge_size", "mm_tokens_per_image", "audio_config", "is_encoder_decoder",
+    "spatial_merge_size", "mm_tokens_per_image", "audio_config", "is_encoder_decoder", "projector_bias",
 ]  # fmt: skip
 # Of an encoder of audio, and of Whisper as a whole.
 KEPT_OF_AUDIO = [
@@ -102,10 +105,9 @@ REFUSED = {
         "no vLLM up to 0.33 has a class of this name (it has MiniMaxM3SparseForCausalLM); block-sparse attention with "
         "an indexer is not modelled yet"
     ),
-    "Step3p7FlashForCausalLM": (
-        "no vLLM up to 0.33 has a class of this name (it has Step3p7ForConditionalGeneration)"
-    ),
 }
+# Classes in copies that another project has put into words of its own: what is published has another class.
+RETOLD = ("Step3p7FlashForCausalLM",)
 UNSAID = (
     "no public copy says how all of it is quantized (hf_quant_config.json beside its config.json does): name the model "
     "that it was made from, and weights.format"
@@ -199,6 +201,8 @@ def add(data: dict[str, Any], path: Path) -> None:
     """Put the config at ``path`` among the models, or its name among the refused."""
     name = path.name.removesuffix("_config.json").replace("--", "/")
     config = json.loads(path.read_text(encoding="utf-8"))
+    if config["architectures"][0] in RETOLD:
+        return
     beside = path.with_name(path.name.replace("_config.json", "_hf_quant_config.json"))
     if beside.exists() and not of_config(config):  # as vLLM reads it (vllm/transformers_utils/config.py, 0.32)
         quantization = json.loads(beside.read_text(encoding="utf-8"))

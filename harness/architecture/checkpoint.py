@@ -39,9 +39,11 @@ _MODULES = {
                   "feed_forward.down_proj"),
     "shared_experts.gate_up_proj": ("mlp.shared_experts.gate_up_proj", "mlp.shared_experts.gate_proj",
                                     "mlp.shared_expert.gate_up_proj", "mlp.shared_expert.gate_proj",
-                                    "ffn.shared_experts.w1"),
+                                    "ffn.shared_experts.w1", "moe.share_expert.gate_up_proj",
+                                    "share_expert.gate_proj"),
     "shared_experts.down_proj": ("mlp.shared_experts.down_proj", "mlp.shared_expert.down_proj",
-                                 "ffn.shared_experts.w2", "mixer.shared_experts.down_proj"),
+                                 "ffn.shared_experts.w2", "mixer.shared_experts.down_proj",
+                                 "moe.share_expert.down_proj", "share_expert.down_proj"),
     "shared_experts.up_proj": ("mlp.shared_experts.up_proj", "mixer.shared_experts.up_proj"),
     "in_proj": ("mixer.in_proj", "mamba.in_proj", "conv.in_proj"),
     "out_proj": ("mixer.out_proj", "mamba.out_proj", "linear_attn.out_proj", "conv.out_proj", "self_attn.o_proj"),
@@ -49,8 +51,9 @@ _MODULES = {
     "in_proj_ba": ("linear_attn.in_proj_ba", "linear_attn.in_proj_b", "linear_attn.in_proj_a"),
     "fc1_latent_proj": ("mixer.fc1_latent_proj",),
     "fc2_latent_proj": ("mixer.fc2_latent_proj",),
-    "experts.w13": (*_EXPERTS, *(f"{e}.0.{w}" for e in _EXPERTS for w in ("gate_proj", "w1", "up_proj"))),
-    "experts.w2": (*_EXPERTS, *(f"{e}.0.{w}" for e in _EXPERTS for w in ("down_proj", "w2"))),
+    "experts.w13": (*_EXPERTS, *(f"{e}.0.{w}" for e in _EXPERTS for w in ("gate_proj", "w1", "up_proj")),
+                    "moe.gate_proj"),
+    "experts.w2": (*_EXPERTS, *(f"{e}.0.{w}" for e in _EXPERTS for w in ("down_proj", "w2")), "moe.down_proj"),
 }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ class Experts:
     shared_count: str | None = None  # or their number, each as wide as a routed one
     shared_gate: bool = False
     router_bias: bool = False
+    router_float32: bool = False  # whatever the model's number type is
     expert_bias: bool = False
     correction_bias: bool = False  # one float32 for each expert, beside the router
     first_dense: str | None = None  # so many layers at the start are dense
@@ -24,6 +25,7 @@ class Experts:
     dense_layers: str | None = None  # a list of the layers that are dense
     offset: str | None = None  # with ``every``: which of so many
     flags: str | None = None  # a list of 0 (dense) and 1 (experts), one a layer; where it is a list
+    listed: str | None = None  # a list of the layers that have experts
     optional: bool = False  # a model of the family may have none
     gated: bool = True  # whether an expert has a gate beside its up projection
     beside: bool = False  # experts and a dense MLP in the same layers
@@ -66,12 +68,14 @@ class Family:
     state_dtype: str | None = None  # key of the config that tells a state's number type
     state_dtype_default: str | None = None  # None: the model's
     gate: str | None = None  # of attention's output: "element" (the query doubled) or "head" (one weight a head)
+    gate_flag: str | None = None  # the config key that switches the gate on
     value_dim: str | None = None  # key of the values' width, where it is not the keys'
     full_keys: tuple[tuple[str, str], ...] = ()  # what the full layers alone have: our name -> the config's key
     sliding_keys: tuple[tuple[str, str], ...] = ()  # and the sliding layers
     key_is_value: str | None = None  # key of the config: full layers have no v; their ``full_keys`` of heads hold then
     wide_when_shared: str | None = None  # key: layers that use another layer's keys have an MLP twice as wide
     extras: str | None = None  # parts that no other family has: a function of extras.py
+    spelling: str | None = None  # its config says in a way of its own what others say alike: a function of spellings.py
     mla: bool = False
     indexer: bool = False  # sparse attention (DSA): an indexer chooses the tokens
     experts: Experts | None = None

@@ -99,6 +99,19 @@ HYBRIDS: dict[str, Family] = {
             every="interleave_moe_layer_step",
         ),
     ),
+    "Step3p5ForCausalLM": Family(
+        qkv_bias="attention_bias", qk_norm="head", gate="head", gate_flag="use_head_wise_attn_gate", rotary_local=True,
+        spelling="step", keys=(("num_key_value_heads", "num_attention_groups"),),
+        must_be=(("use_moe_router_bias", True), ("need_fp32_gate", True)),
+        sliding_keys=(
+            ("heads", "swa_num_attention_heads"), ("kv_heads", "swa_num_attention_groups"),
+            ("head_dim", "swa_head_dim"), ("value_dim", "swa_head_dim"),
+        ),
+        experts=Experts(
+            count="moe_num_experts", used="moe_top_k", shared_width="share_expert_dim", correction_bias=True,
+            router_float32=True, listed="moe_layers_enum",
+        ),
+    ),
     "MiMoV2FlashForCausalLM": Family(
         qkv_bias="attention_bias", value_dim="v_head_dim", sinks="sliding", rotary=1 / 3, scheme="flags",
         flag_kinds=("full", "sliding"), keys=(("layer_flags", "hybrid_layer_pattern"),),

@@ -143,3 +143,20 @@ def kimi_k25(vision: Reader, outer: Reader) -> dict[str, Item]:
     side = ceil(scaled / (2 * patch))
     patches = (2 * side) ** 2
     return {"vision_chunk": _image(side**2, patches * 3 * patch**2, patches)}
+
+
+# Step3VLImageProcessor and ImagePatcher (vllm/transformers_utils/processors/step3_vl.py, 0.32): the largest image, the
+# picture of the whole and a crop, each with the tokens that it becomes.
+_STEP_SIDE, _STEP_WHOLE, _STEP_CROP = 3024, (728, 169), (504, 81)
+
+
+def step3p7(vision: Reader, outer: Reader) -> dict[str, Item]:
+    """Step 3.7: a small picture of the whole, and crops of the largest square; the crops go through the tower alone."""
+    patch, (whole, whole_tokens), (crop, crop_tokens) = vision.count("patch_size"), _STEP_WHOLE, _STEP_CROP
+    rows = _STEP_SIDE // crop if vision.flag("enable_patch", True) else 0
+    crops = rows**2
+    embeddings = whole_tokens + crops * crop_tokens
+    marks = 2 + 2 * crops + max(0, rows - 1)  # around each picture, and between the rows of crops
+    elements = 3 * (whole**2 + crops * crop**2)
+    patches = max((whole // patch) ** 2, crops * (crop // patch) ** 2)
+    return {"image": Item(embeddings + marks, embeddings, elements, patches)}

@@ -307,6 +307,8 @@ def _expert_layers(family: Family, read: Reader, layers: int) -> list[int]:
         return []
     if keys.flags and isinstance(read.config.get(keys.flags), list):
         return [i for i, flag in enumerate(flag_list(read, keys.flags, layers)) if flag]
+    if keys.listed:
+        return [i for i in layer_list(read, keys.listed) if 0 <= i < layers]
     first = read.number(keys.first_dense, 0) if keys.first_dense else 0
     every = read.count(keys.every, default=1) if keys.every else 1
     dense = layer_list(read, keys.dense_layers) if keys.dense_layers else []

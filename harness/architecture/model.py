@@ -18,6 +18,7 @@ from harness.architecture.mixers import MIXERS
 from harness.architecture.parts import Mixture, Mla, Sizes, components
 from harness.architecture.positions import positions, rotary_dim
 from harness.architecture.reader import Reader, show
+from harness.architecture.spellings import SPELLINGS
 from harness.errors import UsageError, nearest
 
 CLOSED = "closed formulas"
@@ -178,6 +179,8 @@ def from_config(config: dict[str, Any]) -> Architecture:
     if name not in FAMILIES:
         return _by_transformers(name, config)
     family = FAMILIES[name]
+    if family.spelling:
+        config = SPELLINGS[family.spelling](config)
     read = Reader(config, dict(family.keys))
     _refuse_variants(name, family, config)
     hidden = read.count("hidden_size")
@@ -196,6 +199,8 @@ def from_config(config: dict[str, Any]) -> Architecture:
         plan,
     )  # fmt: skip
     limit, default_len, rotary_positions = positions(name, read)
+    shortened = limit < rotary_positions and limit == config.get("max_seq_len")
+    len_key = "max_seq_len" if shortened else read.key("max_position_embeddings")
     rotary: tuple[tuple[int, int], ...] = ()
     if family.rotary is not None:
         full = next((g.head_dim for g in plan.attention if g.kind == FULL), head_dim)
@@ -206,10 +211,9 @@ def from_config(config: dict[str, Any]) -> Architecture:
         name=name, layers=layers, hidden=hidden, heads=heads,
         kv_heads=plan.attention[0].kv_heads if plan.attention else kv_heads, head_dim=head_dim,
         intermediate=plan.width, vocab=size.vocab, max_model_len=limit, default_model_len=default_len,
-        max_len_key=read.key("max_position_embeddings"), tied=size.tied, gated=family.gated,
-        dtype=model_dtype(config), rotary_shapes=rotary, rotary_float32=family.rotary_float32, mla=mla,
-        mixture=mixture, layout=plan, kv_layers=_kv_layers(family, read, size),
-        components=tuple(components(family, read, size)),
+        max_len_key=len_key, tied=size.tied, gated=family.gated, dtype=model_dtype(config),
+        rotary_shapes=rotary, rotary_float32=family.rotary_float32, mla=mla, mixture=mixture, layout=plan,
+        kv_layers=_kv_layers(family, read, size), components=tuple(components(family, read, size)),
         encoder_tokens=read.count(family.cross) if family.cross else 0,
     )  # fmt: skip
 

@@ -1,10 +1,12 @@
 """The layers that predict further tokens (MTP), which some checkpoints have behind their decoder.
 
 vLLM makes them as a drafter of its own: a norm of the token's embedding and one of the decoder's output, a projection
-of both together, and one of the decoder's own layers, always with full attention, and experts where the model has any.
-Embedding and lm_head are the decoder's: the copies that the class makes are dropped once loaded.
-Source: deepseek_mtp.py, glm4_moe_mtp.py, qwen3_next_mtp.py, qwen3_5_mtp.py (vllm/model_executor/models) and
-vllm/models/deepseek_v32/nvidia/mtp.py; ``_maybe_share_lm_head`` (vllm/v1/spec_decode/llm_base_proposer.py), 0.32.
+of both together, and one of the decoder's own layers: with full attention, and experts where the model has any, unless
+the config lists them otherwise. Embedding and lm_head are the decoder's: the copies that the class makes are dropped
+once loaded, but for Step's heads (vllm/v1/spec_decode/step3p5.py).
+Source: deepseek_mtp.py, glm4_moe_mtp.py, qwen3_next_mtp.py, qwen3_5_mtp.py, step3p5_mtp.py
+(vllm/model_executor/models) and vllm/models/deepseek_v32/nvidia/mtp.py; ``_maybe_share_lm_head``
+(vllm/v1/spec_decode/llm_base_proposer.py), 0.32.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from typing import Any
 from harness.architecture.component import Component
 from harness.architecture.model import Architecture, from_config
 from harness.architecture.multimodal import text_config
-from harness.architecture.reader import Reader
+from harness.architecture.reader import Reader, show
+from harness.architecture.spellings import numbers
 from harness.errors import UsageError
 
 
@@ -26,12 +29,16 @@ class Predictor:
 
     ``each``: every layer has a projection and a last norm of its own, else the first one's input is joined once.
     ``root``: what a checkpoint puts before a layer's number; None: they are numbered on behind the decoder's.
+    ``own_head``: every layer has an lm_head of its own. ``listed``: the config's lists that go on behind the decoder's
+    layers and say what each one is; those that no list of layers with experts names have an MLP.
     """
 
     key: str = "num_nextn_predict_layers"
     default: int = 0
     each: bool = True
     root: str | None = None
+    own_head: bool = False
+    listed: tuple[str, ...] = ()
 
 
 _BEHIND = Predictor()
@@ -40,6 +47,7 @@ _QWEN3_5 = replace(_QWEN, key="mtp_num_hidden_layers")
 PREDICTORS = {
     "DeepseekV3ForCausalLM": _BEHIND, "DeepseekV32ForCausalLM": _BEHIND, "GlmMoeDsaForCausalLM": _BEHIND,
     "Glm4MoeForCausalLM": replace(_BEHIND, default=1),  # as transformers reads a config that doesn't say
+    "Step3p5ForCausalLM": Predictor(own_head=True, listed=("layer_types", "partial_rotary_factors")),
     "Qwen3NextForCausalLM": _QWEN, "Qwen3_5ForCausalLM": _QWEN3_5, "Qwen3_5MoeForCausalLM": _QWEN3_5,
 }  # fmt: skip
 
@@ -54,6 +62,11 @@ def mtp(config: dict[str, Any]) -> Architecture:
             f"engine.speculative_config: the MTP layers of {config['architectures'][0]} are not modelled "
             f"(known: {', '.join(PREDICTORS)})"
         )
+    if name == config["architectures"][0] == "Step3p5ForCausalLM":
+        raise UsageError(
+            "engine.speculative_config: vLLM's own config of Step3p5ForCausalLM drops what layer_types says of MTP "
+            "layers, and its class fails without (IndexError, 0.32)"
+        )
     read = Reader(text, {})
     layers = read.number(found.key, found.default)
     if not layers:
@@ -61,13 +74,26 @@ def mtp(config: dict[str, Any]) -> Architecture:
     before = 0 if found.root else read.count("num_hidden_layers")
     stated = config.get("quantization_config")
     plain = isinstance(stated, dict) and stated.get("quant_algo") == "NVFP4"
-    return _behind(before, found, _alone(text, layers), plain)
+    return _behind(before, found, _alone({**text, **_listed(text, found, before, layers)}, layers, found), plain)
 
 
-def _alone(text: dict[str, Any], layers: int) -> Architecture:
+def _listed(text: dict[str, Any], found: Predictor, before: int, layers: int) -> dict[str, Any]:
+    """What the config lists of each layer, behind the decoder's ``before``."""
+    own: dict[str, Any] = {}
+    for key in found.listed:
+        value = text.get(key)
+        if not isinstance(value, list) or len(value) < before + layers:
+            raise UsageError(f"config: {key}: expected one more for each of {layers} MTP layers, got {show(value)}")
+        own[key] = value[before : before + layers]
+    if found.listed:
+        own["moe_layers_enum"] = [i - before for i in numbers(text.get("moe_layers_enum"), before)]
+    return own
+
+
+def _alone(text: dict[str, Any], layers: int, found: Predictor) -> Architecture:
     """A decoder of nothing but ``layers`` of the kind that MTP layers are."""
     alike = {"num_hidden_layers": layers, "first_k_dense_replace": 0, "index_topk_freq": 1, "index_topk_pattern": None}
-    types = {"layer_types": ["full_attention"] * layers} if "layer_types" in text else {}
+    types = {"layer_types": ["full_attention"] * layers} if "layer_types" in text and not found.listed else {}
     kinds = {"full_attention_interval": 1} if "full_attention_interval" in text else {}
     return from_config({**text, **{k: v for k, v in alike.items() if k in text}, **kinds, **types})
 
@@ -75,17 +101,23 @@ def _alone(text: dict[str, Any], layers: int) -> Architecture:
 def _behind(before: int, found: Predictor, alone: Architecture, plain: bool) -> Architecture:
     """``alone`` without what it shares, its layers numbered from ``before`` on; ``plain``: see :func:`_joined`."""
     layers = tuple(range(before, before + alone.layers))
-    decoder = [replace(c, layers=layers, root=found.root) for c in alone.components if c.place == "layer"]
+    decoder = [
+        replace(c, layers=layers if c.layers is None else tuple(before + i for i in c.layers), root=found.root)
+        for c in alone.components if c.place == "layer"
+    ]  # fmt: skip
     return replace(
         alone, layers=before + alone.layers, tied=False, rotary_shapes=(),  # cos and sin are looked up, not made again
-        components=(*decoder, *_joined(alone.hidden, found, layers, plain)),
+        components=(*decoder, *_joined(alone, found, layers, plain)),
         kv_layers=((),) * before + alone.kv_layers,
     )  # fmt: skip
 
 
-def _joined(hidden: int, found: Predictor, layers: tuple[int, ...], plain: bool) -> Iterator[Component]:
+def _joined(alone: Architecture, found: Predictor, layers: tuple[int, ...], plain: bool) -> Iterator[Component]:
     """What joins a token's embedding and the decoder's output. ModelOpt's NVFP4 checkpoints have a ``plain``
     projection without saying so, and vLLM knows (PR 38650)."""
+    hidden = alone.hidden
+    if found.own_head:
+        yield Component("shared_head.head.weight", (alone.vocab, hidden), "vocab", kind="lm_head", layers=layers)
     if found.each:
         norms = ("enorm.weight", "hnorm.weight", "shared_head.norm.weight")
         yield Component("eh_proj.weight", (hidden, 2 * hidden), "replicated", kind="mtp", layers=layers)

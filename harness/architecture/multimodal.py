@@ -113,6 +113,10 @@ WRAPPERS: dict[str, Wrapper] = {
         "DeepseekV3ForCausalLM", vision.kimi_k25, defaults="kimi_k25_vision", modalities=("vision_chunk",), data=True,
         falls_back=True, items=images.kimi_k25,
     ),
+    "Step3p7ForConditionalGeneration": Wrapper(
+        "Step3p5ForCausalLM", vision.step3p7, defaults="perception_encoder", heads="heads", data=True,
+        items=images.step3p7,
+    ),
 }  # fmt: skip
 
 # Published configs may state only what differs from transformers' class: what it takes for the rest, by model_type
@@ -154,6 +158,11 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "kimi_k25_vision": {
         "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
         "patch_size": 14, "pos_emb_height": 64, "pos_emb_width": 64, "merge_kernel_size": (2, 2),
+    },
+    "perception_encoder": {
+        "width": 1536, "layers": 47, "heads": 16, "num_channels": 3, "image_size": 728, "patch_size": 14,
+        "mlp_ratio": 8960 / 1536, "use_ln_pre": True, "use_ln_post": False, "use_abs_posemb": True,
+        "ls_init_value": 0.1, "use_cls_token": False,
     },
     "siglip_vision_model": {
         "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,

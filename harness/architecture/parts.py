@@ -108,6 +108,7 @@ def linear(name: str, out: int, inner: int, split: str, bias: bool, kind: str) -
 
 def _attention(family: Family, read: Reader, hidden: int, group: Attention) -> Iterator[Component]:
     units = group.query_and_kv
+    gated = family.gate_flag is None or read.flag(family.gate_flag, False)
     if family.gate == "element":
         units = ((group.heads, 2 * group.head_dim), *units[1:])
     copied = () if group.values else units[2:]  # vLLM keeps such keys twice
@@ -124,7 +125,7 @@ def _attention(family: Family, read: Reader, hidden: int, group: Attention) -> I
         yield Component("qkv_proj.bias", (_elements(has),), "heads", kind=kind, units=has)
         if lacks:
             yield Component("qkv_proj.bias, k", (_elements(lacks),), "heads", kind=kind, units=lacks, counted=False)
-    if family.gate == "head":
+    if family.gate == "head" and gated:
         yield from linear("g_proj", group.heads, hidden, "column", False, kind)
     out = group.heads * group.value_dim
     yield from linear("o_proj", hidden, out, "row", _flag(family, read, family.o_bias), kind)
@@ -188,7 +189,8 @@ def _mlp(gated: bool, prefix: str, width: int, hidden: int, bias: bool) -> Itera
 
 def _routed(experts: Experts, mixture: Mixture, hidden: int) -> Iterator[Component]:
     n, width, taken = mixture.count, mixture.width, mixture.taken
-    yield Component("router.weight", (n, hidden), "replicated", kind="router")
+    router = "float32" if experts.router_float32 else None
+    yield Component("router.weight", (n, hidden), "replicated", kind="router", dtype=router)
     if experts.router_bias:
         yield Component("router.bias", (n,), "replicated", kind="router")
     if experts.correction_bias:

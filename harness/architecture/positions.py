@@ -30,7 +30,8 @@ def positions(name: str, read: Reader) -> tuple[int, int, int]:
     inner = Reader(rope, {})
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind in ("default", "llama3", "mrope", "proportional"):
-        return trained, trained, trained
+        limit = min(trained, read.count("max_seq_len", default=trained))
+        return limit, limit, trained
     if kind in ("linear", "dynamic"):
         longer = int(trained * inner.factor())
         if name.startswith("Gemma3"):  # its own limit counts the scaling already

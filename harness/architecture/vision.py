@@ -279,6 +279,42 @@ def kimi_k25(vision: Reader, hidden: int, outer: Reader) -> towers.Parts:
     yield from towers.linear("mm_projector.linear_2", hidden, merged, "replicated")
 
 
+def step3p7(vision: Reader, hidden: int, outer: Reader) -> towers.Parts:
+    """Step 3.7's perception encoder: residuals are scaled, two convolutions halve the grid, then one matrix.
+
+    Each block keeps the cosines' angles of its own, in float32 (``PerceptionEncoderRope2D``).
+    """
+    width, depth, heads = vision.count("width"), vision.count("layers"), vision.count("heads")
+    grid, name = vision.count("image_size") // vision.count("patch_size"), "vision_model.transformer.resblocks"
+    summary = int(vision.flag("use_cls_token", False))
+    yield from _square_patches("vision_model.conv1", vision, width, bias=False)
+    for norm in ("ln_pre", "ln_post"):
+        if vision.flag(f"use_{norm}", False):
+            yield from towers.norm(f"vision_model.{norm}", width)
+    yield from towers.blocks(name, depth, width, int(width * _ratio(vision, "mlp_ratio")))
+    if vision.config.get("ls_init_value") is not None:
+        for scale in ("ls_1", "ls_2"):
+            yield towers.part(f"{name}.{scale}.gamma", (width,), times=depth)
+    if summary:
+        yield towers.part("vision_model.class_embedding", (width,))
+    if vision.flag("use_abs_posemb", False):
+        yield towers.part("vision_model.positional_embedding", (summary + grid**2, width))
+    for i in (1, 2):
+        yield towers.part(f"vision_model.vit_downsampler{i}.weight", (2 * i * width, i * width, 3, 3))
+        yield towers.part(f"vision_model.vit_downsampler{i}.bias", (2 * i * width,))
+    bias = outer.flag("projector_bias", False)
+    yield from towers.linear("vit_large_projector", hidden, 4 * width, "column", bias)
+    angles = (summary + grid**2, width // heads)
+    yield towers.part(f"{name}.rotary freqs_cache", angles, times=depth, kind="rotary", counted=False, dtype="float32")
+
+
+def _ratio(vision: Reader, key: str) -> float:
+    value = vision.config.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 100:
+        raise UsageError(f"config: vision_config.{key}: expected a number above 0, got {show(value)}")
+    return float(value)
+
+
 def _pair(vision: Reader, key: str) -> tuple[int, int]:
     value = vision.config.get(key)
     if not isinstance(value, list | tuple) or len(value) != 2 or not all(type(n) is int and 0 < n < 100 for n in value):
