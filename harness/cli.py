@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from harness import __version__
+from harness.commands.calibrate import calibrate
 from harness.commands.capacity import capacity
 from harness.commands.check import check
 from harness.commands.doctor import doctor
@@ -53,7 +54,7 @@ def cli() -> None:
 
 
 for command in (
-    run, import_log, check, capacity, paging, report, models, fetch, gpus, doctor, evidence, learn, schema
+    run, import_log, calibrate, check, capacity, paging, report, models, fetch, gpus, doctor, evidence, learn, schema
 ):  # fmt: skip
     cli.add_command(command)
 

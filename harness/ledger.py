@@ -243,6 +243,7 @@ class Account:
     load: LoadFigures = field(default_factory=LoadFigures)
     engine_says: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    calibration: str = ""  # of a prediction: that it has constants of this host, and what they changed
 
     def rung(self, name: str) -> Rung | None:
         """The rung called ``name``, or None."""
@@ -279,6 +280,7 @@ class Account:
             load=_known(LoadFigures, data.get("load", {})),
             engine_says=tuple(data.get("engine_says", ())),
             notes=tuple(data.get("notes", ())),
+            calibration=data.get("calibration", ""),
         )
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from harness import device_ledger
-from harness.calibrate import late_s
 from harness.engines import log
 from harness.ledger import (
     ADDITIVE,
@@ -23,6 +22,7 @@ from harness.ledger import (
     RungName,
     Term,
 )
+from harness.roofline import late_s
 from harness.store import LOADING, RESUMED, RunRecord
 
 if TYPE_CHECKING:

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.architecture import from_config
-from harness.calibrate import at_that_pace, late_s, reached
 from harness.ledger import KvPool
 from harness.predict import predict, settings
 from harness.predict.simulated import simulated, step_time_of
 from harness.predict.step_time import COMPARED, clock
+from harness.roofline import at_that_pace, late_s, reached
 from harness.scenario import load_scenario, parse_scenario
 from harness.simulate import TIMELESS, StepTime
 from harness.simulate.latency import Distribution

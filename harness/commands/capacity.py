@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from harness.commands.check import valid
+from harness.commands.check import calibration_option, valid
 from harness.errors import LoadfitError, MachineError, UsageError
 
 if TYPE_CHECKING:
@@ -26,13 +26,16 @@ _PATIENCE_S = 2.0
 @click.command()
 @click.argument("scenario", metavar="SCENARIO")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the scenario.")
+@calibration_option
 @click.option("--rehearse", is_flag=True, help="Try the first answer and one step past it on real vLLM (minutes).")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True,
     help="Where the run folders of --rehearse go.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-def capacity(scenario: str, overrides: tuple[str, ...], rehearse: bool, out: Path, as_json: bool) -> None:
+def capacity(
+    scenario: str, overrides: tuple[str, ...], calibration: Path | None, rehearse: bool, out: Path, as_json: bool
+) -> None:  # fmt: skip
     """Find the most users, the highest request rate and the longest context that hold on SCENARIO's predicted pool.
 
     By search over the simulated scheduler: the largest that runs without preemption and without waiting
@@ -47,7 +50,7 @@ def capacity(scenario: str, overrides: tuple[str, ...], rehearse: bool, out: Pat
     """
     from harness.predict.capacity import capacity as found
 
-    loaded = valid(scenario, overrides)
+    loaded = valid(scenario, overrides, calibration)
     try:
         with _watching() as tell:
             result = found(loaded, tell)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,11 +15,22 @@ if TYPE_CHECKING:
     from harness.scenario import Scenario
 
 
-def valid(file: str, overrides: Sequence[str] = ()) -> Scenario:
-    """The scenario in ``file``, whose arguments vLLM would take. Raises LoadfitError that names the file."""
-    from harness.scenario import load_scenario, place_of
+def calibration_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--calibration FILE`` of a command that predicts a scenario."""
+    told = "Predict with the constants in a file of bench calibrate."
+    return click.option("--calibration", type=click.Path(path_type=Path), metavar="FILE", help=told)(command)
+
+
+def valid(file: str, overrides: Sequence[str] = (), calibration: Path | None = None) -> Scenario:
+    """The scenario in ``file``, whose arguments vLLM would take, with what ``calibration`` holds.
+
+    Raises LoadfitError that names the file.
+    """
+    from harness.scenario import calibrated, load_scenario, place_of
 
     scenario = load_scenario(file, overrides)
+    if calibration is not None:
+        scenario = calibrated(scenario, calibration)
     try:
         if scenario.kind == "finetune":
             from harness.predict.finetune import checked

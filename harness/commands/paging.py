@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import click
 
-from harness.commands.check import valid
+from harness.commands.check import calibration_option, valid
 from harness.errors import LoadfitError, UsageError
 
 
 @click.command()
 @click.argument("scenario", metavar="SCENARIO")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the scenario.")
+@calibration_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-def paging(scenario: str, overrides: tuple[str, ...], as_json: bool) -> None:
+def paging(scenario: str, overrides: tuple[str, ...], calibration: Path | None, as_json: bool) -> None:
     """Show what paging saves: SCENARIO's load on contiguous KV memory and on blocks of 1 to 256 tokens.
 
     The contiguous allocators reserve max_model_len for each request, or the power of two that it reaches;
@@ -29,7 +31,7 @@ def paging(scenario: str, overrides: tuple[str, ...], as_json: bool) -> None:
     from harness.predict.simulated import step_time_of
     from harness.simulate.paging import compare
 
-    loaded = valid(scenario, overrides)
+    loaded = valid(scenario, overrides, calibration)
     try:
         account, load, limits = loaded_pool(loaded)
         uses = compare(load, limits, step_time_of(loaded))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harness import store
-from harness.commands.check import valid
+from harness.commands.check import calibration_option, valid
 from harness.errors import (
     EXIT_ENGINE,
     EXIT_INTERRUPTED,
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     help="Where run folders go.",
 )  # fmt: skip
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the scenario.")
+@calibration_option
 @click.option("--attach", metavar="URL", help="Measure a server that already runs; its key is VLLM_API_KEY.")
 @click.option("--port", type=click.IntRange(1, 65535), help="The loopback port to serve on (a free one unless given).")
 @click.option(
@@ -61,8 +62,8 @@ if TYPE_CHECKING:
 )  # fmt: skip
 def run(
     scenarios: tuple[str, ...], analytic_only: bool, rehearse: bool, measure: bool, out: Path,
-    overrides: tuple[str, ...], attach: str | None, port: int | None, start_timeout: float, interval_ms: float,
-    isolation: str, as_json: bool, junit: Path | None,
+    overrides: tuple[str, ...], calibration: Path | None, attach: str | None, port: int | None, start_timeout: float,
+    interval_ms: float, isolation: str, as_json: bool, junit: Path | None,
 ) -> int:  # fmt: skip
     """Predict SCENARIO, run it as real as this machine can, compare, and say why.
 
@@ -83,7 +84,7 @@ def run(
     forced = wanted[0] if wanted else None
     if attach is not None and forced in ("analytic", "rehearsal"):
         raise UsageError("--attach: a server that runs is measured, neither predicted alone nor rehearsed")
-    loaded = _load_all(scenarios, overrides)
+    loaded = _load_all(scenarios, overrides, calibration)
     how = {"port": port, "start_timeout_s": start_timeout, "interval_s": interval_ms / 1000, "isolation": isolation}
     server = _attached(attach)
     if junit is not None:
@@ -124,12 +125,12 @@ def _write(file: Path, content: bytes) -> None:
         raise RecordError(f"{file} can't be written: {error.strerror}") from None
 
 
-def _load_all(files: tuple[str, ...], overrides: tuple[str, ...]) -> list[Scenario]:
+def _load_all(files: tuple[str, ...], overrides: tuple[str, ...], calibration: Path | None) -> list[Scenario]:
     """All scenarios, or all the faults of all files in one UsageError."""
     loaded, faults = [], []
     for file in files:
         try:
-            loaded.append(valid(file, overrides))
+            loaded.append(valid(file, overrides, calibration))
         except LoadfitError as error:
             faults.append(str(error))
     if faults:

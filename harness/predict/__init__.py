@@ -13,6 +13,7 @@ from harness.catalog import Gpu
 from harness.errors import UsageError
 from harness.ledger import Account, Entry, Ledger, LoadFigures, Phase, Term
 from harness.predict.admission import Grant, grant, start_oom
+from harness.predict.calibrated import changed
 from harness.predict.estimate import Estimate
 from harness.predict.fit import rungs
 from harness.predict.settings import Settings, device_gpu, settings
@@ -57,12 +58,13 @@ def predict(scenario: Scenario) -> Account:
         rungs=verdicts,
         load=figures,
         engine_says=given.log if not broken else (*given.log, start_oom(architecture, chosen, given.budget)),
+        calibration=changed(architecture, chosen, gpu, given.budget),
         notes=(
             *(f"{r.rung} is {r.reason}." for r in verdicts if r.holds is None and scenario.load is not None),
             *_model_notes(scenario),
             *_notes(architecture, chosen, gpu, given, broken),
             *_simulation_notes(scenario, figures),
-            *_time_notes(figures, gpu),
+            *_time_notes(figures, gpu, scenario),
         ),
     )
 
@@ -153,10 +155,19 @@ def _model_notes(scenario: Scenario) -> tuple[str, ...]:
     return (f"The catalogue's entry for {scenario.model} is {catalog.CHECKED['count']}.",) if checked == "count" else ()
 
 
-def _time_notes(figures: LoadFigures, gpu: Gpu) -> tuple[str, ...]:
+def _time_notes(figures: LoadFigures, gpu: Gpu, scenario: Scenario) -> tuple[str, ...]:
     if figures.duration_s is None:
         return ()
-    return (f"Latencies come of a roofline of {gpu.name}: {compared(gpu)}.",)
+    reached = scenario.calibration.step_times if scenario.calibration else None
+    if reached is None:
+        return (f"Latencies come of a roofline of {gpu.name}: {compared(gpu)}.",)
+    runs = "1 run" if reached.runs == 1 else f"{reached.runs} runs"
+    off = reached.after if reached.held_out is None else reached.held_out
+    which = "these themselves" if reached.held_out is None else "runs left out"
+    return (
+        f"Latencies come of a roofline of {gpu.name} with the shares that {runs} of this GPU reached: steps of {which} "
+        f"were {100 * off:.0f} % off on the median ({100 * reached.before:.0f} % with the published shares).",
+    )
 
 
 def _simulation_notes(scenario: Scenario, figures: LoadFigures) -> tuple[str, ...]:

@@ -43,10 +43,14 @@ The vocabulary is not divided by tp: the logits are gathered before sampling.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from harness.architecture import Architecture, padded_vocab
 from harness.catalog import Gpu
+from harness.ledger import Term
 from harness.predict.encoder import encoder
 from harness.predict.estimate import Estimate
+from harness.predict.refitted import refitted
 from harness.predict.settings import Settings
 from harness.units import MIB
 
@@ -78,7 +82,8 @@ def activation_peak(architecture: Architecture, settings: Settings, gpu: Gpu, st
     last = stage == settings.pipeline_parallel_size - 1
     layers = max(_layers_path(architecture, settings), _drafting(architecture, settings))
     low_sampler, sampler, high_sampler = _sampler_path(architecture, settings, gpu) if last else (0, 0, 0)
-    base = _handed(architecture, settings, stage) + experts_workspace(architecture, settings) + _constant(settings)
+    c = _constant(settings)
+    base = _handed(architecture, settings, stage) + experts_workspace(architecture, settings)
     peak, which = max((layers, "layers: 3THd + MLP"), (sampler, "sampler: THd + logits"))
     low, high = max(layers, low_sampler), max(layers, high_sampler)
     seen = encoder(architecture, settings, stage)
@@ -88,7 +93,7 @@ def activation_peak(architecture: Architecture, settings: Settings, gpu: Gpu, st
         if seen.tower.bytes > peak:
             which = f"tower: {seen.words}"
         peak, low, high = (max(getattr(seen.tower, e), n) for e, n in (("bytes", peak), ("low", low), ("high", high)))
-    low, high = low + base - BELOW, high + base + ABOVE
+    low, high = low + base + c.low, high + base + c.high
     if settings.data_parallel_size > 1 and architecture.mixture is not None:
         # No run is public: the gathered tokens may be those of one engine, or lie there twice.
         others = settings.data_parallel_size - 1
@@ -97,9 +102,9 @@ def activation_peak(architecture: Architecture, settings: Settings, gpu: Gpu, st
     if settings.model_runner == "v2":
         low, high = round(low - _V2_BELOW * peak), round(high + _V2_ABOVE * peak)
     return Estimate(
-        peak + base, max(low, 0), high,
+        peak + base + c.bytes, max(low, 0), high,
         f"{which} path of the profile run, Model Runner {settings.model_runner.upper()} "
-        f"(T={settings.max_num_batched_tokens}, S={settings.max_num_seqs})",
+        f"(T={settings.max_num_batched_tokens}, S={settings.max_num_seqs}){c.source}",
     )  # fmt: skip
 
 
@@ -155,8 +160,12 @@ def experts_workspace(architecture: Architecture, settings: Settings) -> int:
     return rows * (width + architecture.hidden) * settings.dtype_bytes
 
 
-def _constant(settings: Settings) -> int:
-    return _CONSTANT_V0 if settings.model_runner == "v0" else CONSTANT
+def _constant(settings: Settings) -> Estimate:
+    """c of the law, its ends those of what the law leaves."""
+    size = _CONSTANT_V0 if settings.model_runner == "v0" else CONSTANT
+    published = Estimate(size, size - BELOW, size + ABOVE, "")
+    found = refitted(settings, Term.ACTIVATION_PEAK, settings.model_runner, published)
+    return found if found is published else replace(found, source=f", c {found.source}")
 
 
 def _sampler_path(architecture: Architecture, settings: Settings, gpu: Gpu) -> tuple[int, int, int]:

@@ -1,15 +1,18 @@
 """What is neither weights, activations nor KV: the device's own share, CUDA, NCCL, graphs.
 
 Every constant is the mean of public vLLM 0.19 runs on H100 SXM (harness/catalog/evidence/h100.csv),
-its interval their spread. On another GPU the interval is wider; the likely figure is the same.
+its interval their spread. On another GPU the interval is wider; the likely figure is the same. A scenario's
+calibration has constants of its own host.
 """
 
 from __future__ import annotations
 
 from harness.architecture import Architecture
 from harness.catalog import Gpu
+from harness.ledger import Term
 from harness.predict.activations import sampler_state
 from harness.predict.estimate import Estimate
+from harness.predict.refitted import ranks, refitted
 from harness.predict.settings import Settings
 from harness.units import GIB
 
@@ -72,9 +75,12 @@ def cuda_total(gpu: Gpu) -> Estimate:
 def runtime_at_init(settings: Settings, gpu: Gpu) -> Estimate:
     """CUDA context and, for several ranks, NCCL: bytes taken before vLLM reads the free memory."""
     if settings.tensor_parallel_size * settings.pipeline_parallel_size * settings.data_parallel_size == 1:
-        return context(gpu)
-    elsewhere = _INIT_MANY_ELSEWHERE if _has_nvswitch(gpu) else _INIT_PCIE
-    return _gib(_INIT_MANY if _is_h100(gpu) else elsewhere, "CUDA context and NCCL, H100 runs of vLLM 0.19")
+        published = context(gpu)
+    else:
+        elsewhere = _INIT_MANY_ELSEWHERE if _has_nvswitch(gpu) else _INIT_PCIE
+        row = _INIT_MANY if _is_h100(gpu) else elsewhere
+        published = _gib(row, "CUDA context and NCCL, H100 runs of vLLM 0.19")
+    return refitted(settings, Term.RUNTIME_AT_INIT, ranks(settings), published)
 
 
 def context(gpu: Gpu) -> Estimate:
@@ -87,6 +93,7 @@ def non_torch_increase(architecture: Architecture, settings: Settings, gpu: Gpu,
     tp, pp = settings.tensor_parallel_size, settings.pipeline_parallel_size
     row, words = _increase(settings, gpu)
     base = _gib(row, f"{words} at tp={tp}, pp={pp}")
+    base = refitted(settings, Term.NON_TORCH_INCREASE, ranks(settings), base)
     counted = settings.defaults.v2_state_counted and stage == pp - 1
     state = sampler_state(architecture, settings) if counted else 0
     if not state:
@@ -126,6 +133,27 @@ def cuda_graphs(architecture: Architecture, settings: Settings, stage: int = 0) 
     """Bytes of the captured CUDA graphs on one rank of ``stage``; nothing where eager is enforced."""
     if settings.enforce_eager:
         return Estimate.exact(0, "enforce_eager: no graphs")
+    of, units = graph_units(architecture, settings, stage)
+    return refitted(settings, Term.CUDA_GRAPHS, of, _published_graphs(architecture, settings, stage), units)
+
+
+def graph_units(architecture: Architecture, settings: Settings, stage: int = 0) -> tuple[str, int]:
+    """(what graphs are alike in, how many units they grow with): layers of the stage; captured sizes with experts."""
+    sizes = captured_sizes(architecture, settings)
+    if architecture.mixture is not None:
+        return f"experts, {ranks(settings)}", sizes
+    tower = " beside a tower" if settings.sees else ""
+    layers = len(architecture.stage(stage, settings.pipeline_parallel_size))
+    return f"{sizes} sizes{tower}, {ranks(settings)}", layers
+
+
+def graphs_a_layer(settings: Settings) -> int:
+    """The published slope of the graphs, bytes for each layer."""
+    each = settings.defaults.graphs_gib_a_layer
+    return round((_GRAPHS_B if each is None else each) * GIB)
+
+
+def _published_graphs(architecture: Architecture, settings: Settings, stage: int) -> Estimate:
     later = _later_graphs(architecture, settings, stage)
     each = settings.defaults.graphs_gib_a_layer
     if each is None:

@@ -25,7 +25,7 @@ from harness.predict.kv_format import (
 )
 from harness.predict.quantization import Quantization, own_quantization, resolve
 from harness.predict.ranks import check_ranks, tower_split
-from harness.scenario import Scenario
+from harness.scenario import Calibration, Scenario
 from harness.scenario.speculative import Speculative
 
 LARGEST_BYTES = 2**60
@@ -93,6 +93,7 @@ class Settings:
     tower_ranks: int  # that share it
     mm_limits: tuple[tuple[str, int], ...]  # most items of each modality in a prompt, where that is said
     skip_mm_profiling: bool
+    calibration: Calibration | None  # constants in place of the published ones
 
     @property
     def weight_format(self) -> WeightFormat:
@@ -205,6 +206,7 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
         tower_ranks=tower_ranks,
         mm_limits=tuple((engine.limit_mm_per_prompt or {}).items()),
         skip_mm_profiling=engine.skip_mm_profiling,
+        calibration=scenario.calibration,
     )
     if chosen.max_loras:
         check_lora(architecture, chosen.vllm)

@@ -33,6 +33,8 @@ class Efficiency:
     exchange_bytes_per_s: float = 150e9
 
 
+SHARES = {"weights", "kv", "linear", "attention", "launch_s"}
+
 # By compute capability. On H100s two sources are 0.35 and 0.66 of the peak: 0.48 lies between them.
 PUBLISHED = {"8.0": Efficiency(linear=0.62, attention=0.55), "9.0": Efficiency(linear=0.48)}
 
@@ -101,13 +103,16 @@ def clock(
 ) -> StepTime | str:
     """How long the scenario's steps take, or the reason why that is not known.
 
-    ``reached``: in place of the scenario's ``gpu.efficiency``.
+    ``reached``: in place of the scenario's ``gpu.efficiency``, which counts before its calibration.
     """
     gpu = device_gpu(scenario)
     if gpu is None or scenario.gpu is None:
         return "how long a step takes on this computer is measured, not predicted"
     if reached is None:
-        reached = replace(published(gpu), **scenario.gpu.efficiency.model_dump(exclude_none=True))
+        measured = scenario.calibration.step_times if scenario.calibration else None
+        reached = published(gpu)
+        for given in (measured, scenario.gpu.efficiency):
+            reached = replace(reached, **(given.model_dump(include=SHARES, exclude_none=True) if given else {}))
     return step_time(architecture, settings, gpu, reached)
 
 

@@ -41,6 +41,8 @@ def build(capacity: Capacity, rehearsed: Sequence[Rehearsed] = ()) -> Report:
     """The report: an answer with its table for each search, and the pool over the load at the largest that is good."""
     scenario, kv = capacity.scenario, capacity.account.kv
     lead = [scenario.question.strip()] if scenario.question else []
+    if capacity.account.calibration:
+        lead.append(capacity.account.calibration)
     slo = " and the SLO is met" if scenario.slo else ""
     lead.append(
         f"{kv.usable_blocks or 0:,} blocks of {kv.block_size} tokens serve requests on the predicted pool. A load "
@@ -153,6 +155,7 @@ def document(capacity: Capacity, rehearsed: Sequence[Rehearsed] = ()) -> dict[st
     return {
         "schema": SCHEMA,
         "scenario": capacity.scenario.name,
+        "calibration": capacity.account.calibration or None,
         "kv": asdict(capacity.account.kv),
         "answers": [_answer(a) for a in capacity.answers],
         "rehearsed": [asdict(r) for r in rehearsed],

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from harness.calibrate import at_that_pace, reached
 from harness.compare import Comparison, FigureRow, RungRow, TermRow, check, compare
 from harness.errors import LoadfitError, UsageError
 from harness.explain import explain, heading
@@ -14,6 +13,7 @@ from harness.ledger import Account
 from harness.measure import measure, processes
 from harness.report import bars, devices, latency
 from harness.report.table import Table
+from harness.roofline import at_that_pace, reached
 from harness.scenario import Scenario, parse_scenario
 from harness.units import GIB, MIB, human
 
@@ -156,6 +156,8 @@ def _lead(reading: Reading) -> Iterable[str]:
         yield scenario.question.strip()
     device = "this computer (CPU)" if scenario.on_cpu else _gpu(scenario)
     yield f"{scenario.model_name}, weights {scenario.weights.format}, on {device}, vLLM {scenario.engine.vllm}."
+    if record.prediction.calibration:
+        yield record.prediction.calibration
     if record.prediction.rungs:
         yield f"Predicted to reach: {record.prediction.highest or 'none of the four rungs'}."
     if record.mode == "analytic":

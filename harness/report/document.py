@@ -26,6 +26,7 @@ def document(reading: Reading) -> dict[str, Any]:
         "scenario": reading.scenario.name,
         "mode": reading.record.mode,
         "outcome": reading.record.outcome,
+        "calibration": reading.record.prediction.calibration or None,
         "trust_remote_code": reading.scenario.engine.trust_remote_code,
         "run_dir": str(reading.record.path),
         "expectation": {"met": met, "failed": failed},

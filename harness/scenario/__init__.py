@@ -4,6 +4,7 @@
 all faults of the file at once, each as ``file:line: key: what was expected``. One file a mapping.
 """
 
+from harness.scenario.calibration import Calibration, calibrated, minor
 from harness.scenario.device import Gpu
 from harness.scenario.engine import Engine
 from harness.scenario.expect import Expect
@@ -17,7 +18,7 @@ from harness.scenario.training import Lora, Training
 from harness.scenario.weights import Weights
 
 __all__ = [
-    "Empirical", "Engine", "Expect", "Gpu", "Lengths", "Load", "Lognormal", "Lora", "Normal", "Scenario", "Slo",
-    "Trace", "Training", "Uniform", "Weights", "load_scenario", "longest", "longest_prompt", "longest_request",
-    "parse_scenario", "place_of", "schema", "shortest",
+    "Calibration", "Empirical", "Engine", "Expect", "Gpu", "Lengths", "Load", "Lognormal", "Lora", "Normal", "Scenario",
+    "Slo", "Trace", "Training", "Uniform", "Weights", "calibrated", "load_scenario", "longest", "longest_prompt",
+    "longest_request", "minor", "parse_scenario", "place_of", "schema", "shortest",
 ]  # fmt: skip

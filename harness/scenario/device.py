@@ -27,7 +27,9 @@ def _gpu_name(value: Any) -> Any:
     return value
 
 
-Share = Annotated[float, Field(gt=0, le=1.2)] | None
+GpuName = Annotated[str, BeforeValidator(_gpu_name)]
+LARGEST_SHARE = 1.2
+Share = Annotated[float, Field(gt=0, le=LARGEST_SHARE)] | None
 
 
 class Efficiency(Part):
@@ -43,7 +45,7 @@ class Efficiency(Part):
 class Gpu(Part):
     """One kind of GPU: by catalogue name, or by its memory."""
 
-    name: Annotated[str, BeforeValidator(_gpu_name)] | None = Field(None, description="a catalogue name (`bench gpus`)")
+    name: GpuName | None = Field(None, description="a catalogue name (`bench gpus`)")
     memory: Size | None = Field(
         None, description="total memory as the driver states it, where the catalogue doesn't know the GPU"
     )

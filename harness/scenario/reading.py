@@ -13,6 +13,7 @@ from harness import catalog, scenario_text
 from harness.architecture import from_config
 from harness.errors import Problem, ScenarioError, UsageError, nearest
 from harness.files import read_plain
+from harness.scenario.calibration import calibration_faults
 from harness.scenario.device import device_faults
 from harness.scenario.engine import engine_faults
 from harness.scenario.fields import Fault
@@ -109,6 +110,7 @@ _FORMS: dict[str, dict[str, type[BaseModel] | None]] = {
 def _inconsistencies(s: Scenario) -> Iterator[Fault]:
     """Faults that lie between keys."""
     yield from device_faults(s)
+    yield from calibration_faults(s)
     yield from training_faults(s)
     if s.kind == "serve":
         yield from engine_faults(s)

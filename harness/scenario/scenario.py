@@ -12,6 +12,7 @@ from pydantic import Discriminator, Field, Tag
 
 from harness import catalog
 from harness.architecture.folder import read_config
+from harness.scenario.calibration import Calibration
 from harness.scenario.device import Gpu
 from harness.scenario.engine import Engine
 from harness.scenario.expect import Expect
@@ -49,6 +50,7 @@ class Scenario(Part):
     slo: Slo | None = Field(None, description="such as {ttft_p95_s: 2, itl_p95_s: 0.1}")
     training: Training | None = Field(None, description="of kind: finetune, such as {method: qlora}")
     expect: Expect = Field(Expect(), description="such as {starts: true, holds: false}")
+    calibration: Calibration | None = Field(None, description="what `bench calibrate` found (--calibration FILE)")
 
     _folder: Path = Path()
 
