@@ -283,7 +283,7 @@ def test_a_tower_whose_heads_do_not_divide_is_refused():
         (7, {"vision_config": {**CLIP, "model_type": "dino"}}, "vision_config.model_type: 'dino' is not supported"),
         (7, {"vision_feature_layer": 9}, "vision_feature_layer: expected layers of 5, got 9"),
         (12, {"vision_config": {**KIMI, "merge_kernel_size": 2}}, "merge_kernel_size: expected two small"),
-        (13, {"audio_config": {}}, "audio_config: the audio tower of Llama4ForConditionalGeneration is not"),
+        (14, {"audio_config": {}}, "audio_config: the audio tower of Llama4ForConditionalGeneration is not"),
     ],
 )
 def test_a_bad_config_is_one_line_that_names_the_key(case: int, changes: dict[str, Any], said: str):
