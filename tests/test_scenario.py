@@ -38,7 +38,7 @@ FORMATS = (
 )
 LIMITS = (
     "(known: kv_cache, weights, runtime_at_init, other_processes, non_torch_increase, activation_peak, cuda_graphs, "
-    "memory, engine, "
+    "allocator_slack, memory, engine, "
     "master_weights, adapters, optimizer, gradients, activations, logits, workspace)"
 )
 ENGINE, USERS, GPU = "max_model_len: 8192", "users: 4", "{name: h100-sxm-80gb}"

@@ -60,8 +60,7 @@ def test_the_allocators_slack_is_kept_off_the_margins_and_shown_under_load():
     beyond = starts.margin_bytes - (round(79.19 * GIB) - held)
     assert beyond == pytest.approx(-entry.bytes, abs=4 * MIB)  # a pool is whole blocks
     assert starts.margin_bytes - starts.margin_low > entry.high - entry.bytes
-    v0 = "vllm: '0.7.3', max_model_len: 8192"
-    old = account(engine=v0)
+    old = account(engine="vllm: '0.7.3'")
     left = round(79.19 * GIB) - old.ledger.bytes_of(Term.TOTAL)
     assert rung(old, RungName.STARTS).margin_bytes == pytest.approx(left, abs=4 * MIB)
 
