@@ -105,6 +105,20 @@ def test_the_profiled_clips_are_as_many_as_the_budget_holds():
     assert peak.bytes == layers + embeddings + 52 * 2**20
 
 
+def test_a_request_holds_its_encoders_blocks_from_admission_on():
+    """30 requests that never end: 94 blocks of the encoder's and one of their own each, five begin in a step."""
+    found = predict(parse_scenario(f"""
+name: a
+model: {LARGE}
+gpu: {{name: h100}}
+engine: {{vllm: '0.32', num_gpu_blocks_override: {1 + 30 * (94 + 28)}}}
+load: {{shape: closed, users: 30, requests: 30, prompt_tokens: 4, output_tokens: 444}}
+"""))
+    assert found.rung("HOLDS").holds
+    assert (found.load.peak_waiting, found.load.steps) == (25, 5 + 444)
+    assert found.load.peak_blocks_used == 30 * 94 + 28 * 30
+
+
 @pytest.mark.parametrize(("engine", "said"), [
     ({"vllm": "'0.13.0'"}, "cross-attention is modelled from vLLM 0.14 on, not for 0.13.0"),
     ({"pipeline_parallel_size": 2}, "Pipeline parallelism is not supported for this model."),

@@ -19,7 +19,7 @@ from harness.scenario import Load, parse_scenario
 from harness.simulate import Limits, arrivals, simulate
 from harness.simulate.limits import Speculation
 from harness.simulate.stepwise import Job, Stepwise
-from harness.simulate.tables import CHUNKED, FULL, SLIDING, STATE, Table
+from harness.simulate.tables import CHUNKED, CROSS, FULL, SLIDING, STATE, Table
 from harness.traffic import Request
 
 needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM (the extra cpu)")
@@ -176,6 +176,24 @@ def test_states(data: st.DataObject) -> None:
     work, users, limits = data.draw(cases(work, tables))
     tables = tuple(replace(t, block_size=limits.max_model_len) if t.kind == STATE else t for t in tables)
     against_vllm(work, users, replace(limits, tables=tables, enable_prefix_caching=False))
+
+
+@needs_vllm
+@MANY
+@given(st.data())
+def test_encoders(data: st.DataObject) -> None:
+    """Whisper's two tables: an encoder's blocks are taken at once, and so many encoders run in a step."""
+    encoder = data.draw(st.sampled_from([1, 16, 40, 100, 300]))
+    policy = data.draw(st.sampled_from(["fcfs", "fcfs", "priority"]))
+    tables = (Table(FULL, 16), Table(CROSS, 16, encoder))
+    tables = data.draw(st.sampled_from([tables, tables[::-1]]))
+    work = [replace(r, priority=data.draw(st.integers(0, 3))) for r in data.draw(requests(sharing=False))]
+    work, users, limits = data.draw(cases(work, tables))
+    tokens = max(limits.max_num_batched_tokens, limits.max_model_len, encoder)
+    against_vllm(work, users, replace(
+        limits, tables=tables, encoder_tokens=encoder, scheduling_policy=policy, max_num_batched_tokens=tokens,
+        enable_prefix_caching=False, enable_chunked_prefill=False, long_prefill_token_threshold=0,
+    ))  # fmt: skip
 
 
 @needs_vllm

@@ -8,10 +8,14 @@ import math
 import tempfile
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 from harness.catalog import engine_defaults
 from harness.engines.vllm import installed
@@ -20,10 +24,15 @@ from harness.scenario import Load
 from harness.simulate import Limits
 from harness.simulate.limits import Speculation
 from harness.simulate.step_time import TIMELESS, StepTime
-from harness.simulate.tables import CHUNKED, FULL, SLIDING, Table
+from harness.simulate.tables import CHUNKED, CROSS, FULL, SLIDING, Table
 from harness.traffic import arrivals_s, prompt_ids, requests
 
 VOCABULARY = 32_000
+WHISPER = {
+    "architectures": ["WhisperForConditionalGeneration"], "model_type": "whisper", "d_model": 64, "encoder_layers": 1,
+    "decoder_layers": 1, "encoder_attention_heads": 1, "decoder_attention_heads": 1, "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64, "is_encoder_decoder": True, "pad_token_id": 0,
+}  # fmt: skip
 # The scheduler's options that Limits names as vLLM does.
 OPTIONS = ("enable_chunked_prefill", "long_prefill_token_threshold", "scheduler_reserve_full_isl", "watermark")
 
@@ -42,8 +51,10 @@ def queues_adapters_alike() -> bool:
 
 
 @cache
-def _engine_config(max_num_seqs: int, max_num_batched_tokens: int, max_model_len: int, caching: bool) -> Any:
-    """vLLM's own VllmConfig for a model that is never built."""
+def _engine_config(
+    max_num_seqs: int, max_num_batched_tokens: int, max_model_len: int, caching: bool, encodes: bool = False
+) -> Any:
+    """vLLM's own VllmConfig for a model that is never built; ``encodes``: an encoder-decoder."""
     from vllm.engine.arg_utils import EngineArgs
 
     with tempfile.TemporaryDirectory() as folder:
@@ -55,13 +66,14 @@ def _engine_config(max_num_seqs: int, max_num_batched_tokens: int, max_model_len
                     "intermediate_size": 64, "vocab_size": VOCABULARY, "head_dim": 64,
                     "torch_dtype": "bfloat16", "max_position_embeddings": max_model_len,
                     "rms_norm_eps": 1e-5,
+                    **(WHISPER | {"max_target_positions": max_model_len} if encodes else {}),
                 }
             )
         )  # fmt: skip
         return EngineArgs(
             model=folder, skip_tokenizer_init=True, max_model_len=max_model_len,
             max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens,
-            enable_prefix_caching=caching, async_scheduling=False,
+            enable_prefix_caching=caching and not encodes, async_scheduling=False,
         ).create_engine_config()  # fmt: skip
 
 
@@ -78,11 +90,13 @@ def _spec(table: Table) -> Any:
     import torch
     from vllm.v1 import kv_cache_interface as kinds
 
-    if table.kind not in (FULL, SLIDING, CHUNKED):
+    if table.kind not in (FULL, SLIDING, CHUNKED, CROSS):
         return kinds.MambaSpec(table.block_size, shapes=((2, 512),), dtypes=(torch.float32,))
     keys = {"block_size": table.block_size, "num_kv_heads": 1, "head_size": 64, "dtype": torch.bfloat16}
     if table.kind == FULL:
         return kinds.FullAttentionSpec(**keys)
+    if table.kind == CROSS:
+        return kinds.CrossAttentionSpec(**keys)
     if table.kind == SLIDING:
         return kinds.SlidingWindowSpec(**keys, sliding_window=table.window)
     return kinds.ChunkedLocalAttentionSpec(**keys, attention_chunk_size=table.window)
@@ -102,6 +116,29 @@ def _speculative(speculation: Speculation) -> Any:
     }.items():  # fmt: skip
         object.__setattr__(config, key, value)
     return config
+
+
+@contextmanager
+def _encoding(tokens: int) -> Iterator[None]:
+    """A scheduler that is made now takes ``tokens`` for each clip, of which no processor says so."""
+    from vllm.v1.core.encoder_cache_manager import compute_mm_encoder_budget
+    from vllm.v1.core.sched import scheduler
+
+    def budget(config: Any, *_: Any, **__: Any) -> Any:
+        compute, cache = compute_mm_encoder_budget(config.scheduler_config, {"audio": tokens})
+        return SimpleNamespace(
+            mm_max_toks_per_item={"audio": tokens}, encoder_compute_budget=compute, encoder_cache_size=cache
+        )
+
+    with patch.object(scheduler, "MultiModalBudget", budget) if tokens else nullcontext():
+        yield
+
+
+def _clip(index: int, tokens: int) -> list[Any]:
+    """What a request has of an encoder."""
+    from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
+
+    return [MultiModalFeatureSpec(None, "audio", f"clip{index}", PlaceholderRange(0, tokens))]
 
 
 def run(
@@ -129,8 +166,9 @@ def run(
     from vllm.v1.structured_output import StructuredOutputManager
 
     config = _engine_config(
-        limits.max_num_seqs, limits.max_num_batched_tokens, limits.max_model_len, limits.enable_prefix_caching
-    )
+        limits.max_num_seqs, limits.max_num_batched_tokens, limits.max_model_len, limits.enable_prefix_caching,
+        bool(limits.encoder_tokens),
+    )  # fmt: skip
     config.cache_config.block_size = limits.block_size
     config.cache_config.num_gpu_blocks = limits.num_blocks
     for name in OPTIONS:
@@ -145,18 +183,19 @@ def run(
     # As resolve_kv_cache_block_sizes (vllm/v1/core/kv_cache_utils.py).
     block_size = math.lcm(*sizes) if len(sizes) > 1 else sizes[0]
     hash_size = math.gcd(*sizes) if limits.enable_prefix_caching else block_size
-    scheduler = (AsyncScheduler if limits.async_scheduling else Scheduler)(
-        vllm_config=config,
-        kv_cache_config=KVCacheConfig(
-            limits.num_blocks, [],
-            [KVCacheGroupSpec([f"l{i}"], _spec(t)) for i, t in enumerate(limits.block_tables)],
-            prefix_cache_retention_interval=config.cache_config.prefix_cache_retention_interval,
-        ),
-        structured_output_manager=StructuredOutputManager(config),
-        block_size=block_size,
-        hash_block_size=hash_size,
-        log_stats=True,
-    )
+    with _encoding(limits.encoder_tokens):
+        scheduler = (AsyncScheduler if limits.async_scheduling else Scheduler)(
+            vllm_config=config,
+            kv_cache_config=KVCacheConfig(
+                limits.num_blocks, [],
+                [KVCacheGroupSpec([f"l{i}"], _spec(t)) for i, t in enumerate(limits.block_tables)],
+                prefix_cache_retention_interval=config.cache_config.prefix_cache_retention_interval,
+            ),
+            structured_output_manager=StructuredOutputManager(config),
+            block_size=block_size,
+            hash_block_size=hash_size,
+            log_stats=True,
+        )
     init_none_hash(sha256)
     hasher = get_request_block_hasher(hash_size, sha256) if limits.enable_prefix_caching else None
 
@@ -173,6 +212,7 @@ def run(
                 f"r{r.index}", prompts[r.index], SamplingParams(max_tokens=r.output_tokens, ignore_eos=True), None,
                 block_hasher=hasher, priority=r.priority, arrival_time=float(len(prompts)),
                 lora_request=LoRARequest(f"a{r.adapter}", r.adapter, "/") if r.adapter else None,
+                mm_features=_clip(r.index, limits.encoder_tokens) if limits.encoder_tokens else None,
             )
         )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.architecture import CHUNKED, SLIDING, STATE, Architecture, from_config
+from harness.architecture import CHUNKED, CROSS, SLIDING, STATE, Architecture, from_config
 from harness.errors import UsageError
 from harness.predict.kv_groups import Group, groups
 from harness.predict.settings import Settings, settings
@@ -10,7 +10,8 @@ from harness.scenario import Engine, Load, Scenario
 from harness.simulate import Limits, Speculation
 from harness.simulate import tables as kinds
 
-_KINDS = {SLIDING: kinds.SLIDING, CHUNKED: kinds.CHUNKED, STATE: kinds.STATE}  # the others keep every token
+# The others keep every token.
+_KINDS = {SLIDING: kinds.SLIDING, CHUNKED: kinds.CHUNKED, STATE: kinds.STATE, CROSS: kinds.CROSS}
 
 
 def bounds(scenario: Scenario, num_blocks: int) -> Limits:
@@ -27,8 +28,6 @@ def not_simulated(architecture: Architecture, chosen: Settings, load: Load | Non
         return "how many proposed tokens are taken depends on the models and the text: load.accepted_tokens tells it"
     if chosen.draft and chosen.draft.follows and len(groups(architecture, chosen)) > 1:
         return "MTP layers beside several block tables are not simulated"
-    if architecture.encoder_tokens:
-        return "encoders beside the decoder are not simulated"
     if chosen.model_runner == "v0":
         return "the scheduler of V0 (vLLM before 0.8) is not simulated"
     if load and load.adapters and not chosen.defaults.skipped_keep_their_place:
@@ -80,7 +79,8 @@ def limits_of(
         scheduling_policy=engine.scheduling_policy,
         max_loras=chosen.max_loras,
         speculation=_speculation(engine, load),
-        tables=_tables(groups(architecture, chosen)),
+        tables=_tables(groups(architecture, chosen), architecture.encoder_tokens),
+        encoder_tokens=architecture.encoder_tokens,
     )
 
 
@@ -97,7 +97,11 @@ def _speculation(engine: Engine, load: Load | None) -> Speculation:
     return Speculation(asked.num_speculative_tokens, accepted, lookahead, rows, drops_block=follows)
 
 
-def _tables(found: tuple[Group, ...]) -> tuple[kinds.Table, ...]:
+def _tables(found: tuple[Group, ...], encoder_tokens: int) -> tuple[kinds.Table, ...]:
     """The block tables; none to tell where there is one that keeps every token."""
-    tables = tuple(kinds.Table(_KINDS.get(g.kind, kinds.FULL), g.block_size * g.ranks, g.window or 0) for g in found)
+    tables = tuple(
+        kinds.Table(
+            _KINDS.get(g.kind, kinds.FULL), g.block_size * g.ranks, encoder_tokens if g.kind == CROSS else g.window or 0
+        ) for g in found
+    )  # fmt: skip
     return () if [t.kind for t in tables] == [kinds.FULL] else tables

@@ -33,7 +33,8 @@ class Speculation:
 class Limits:
     """What bounds the scheduler, by vLLM's names. ``num_blocks`` counts the null block, as vLLM does.
 
-    ``tables``: the model's block tables where it has other than one of full attention.
+    ``tables``: the model's block tables where it has other than one of full attention. ``encoder_tokens``: of each
+    request, where there is an encoder.
     ``in_flight_tokens``: scheduled and not yet settled, at most (``max_in_flight_tokens``).
     """
 
@@ -53,6 +54,7 @@ class Limits:
     max_loras: int = 0  # adapters in a step, at most; 0: none are served
     speculation: Speculation = Speculation()
     tables: tuple[Table, ...] = ()
+    encoder_tokens: int = 0
 
     @property
     def in_flight_tokens(self) -> int:

@@ -16,6 +16,7 @@ from harness.scenario import Load
 from harness.simulate.arrivals import ByRank, Waiting
 from harness.simulate.blocks import Blocks
 from harness.simulate.driver import Driver
+from harness.simulate.encoders import Encoders
 from harness.simulate.latency import Come
 from harness.simulate.limits import Limits
 from harness.simulate.prefixes import Names, Pieces
@@ -96,6 +97,7 @@ class Stepwise(Driver[Job]):
         self.spec = limits.speculation
         self.tables = Tables(tables, drop_last=self.spec.drops_block)
         self.most = [t.most(limits.in_flight_tokens, limits.max_model_len) for t in tables]
+        self.encoders = Encoders(limits.encoder_tokens, limits.max_num_batched_tokens)
         self.running: list[Job] = []  # in the order of admission
         self.active: list[Job] = []  # those of them that are looked at in this step; the others are
         self.steady: Steady[Job] = Steady()
@@ -117,6 +119,7 @@ class Stepwise(Driver[Job]):
 
     def _step(self) -> None:
         self._parts = {}
+        self.encoders.begin_step()
         self._wake(list(self.steady.due()))
         self._budget = self._inputs = self.limits.max_num_batched_tokens
         if self.steady.count and not self._suffices():
@@ -200,11 +203,15 @@ class Stepwise(Driver[Job]):
             if new > budget and not limits.enable_chunked_prefill:
                 break
             new = min(new, budget)
+            if not self.encoders.fits():
+                break
             if not self._admit(job, rows, found, new):
+                self.encoders.give_back()
                 self.waited_for_kv = True
                 self._turned_away = self.pool.changes, len(waiting)
                 break
             waiting.pop()
+            self.encoders.run()
             job.runs, job.computed, job.seat = True, found, next(self._seats)
             self.running.append(job)
             self.active.append(job)
@@ -229,6 +236,7 @@ class Stepwise(Driver[Job]):
             self._budget += new
             self._inputs += new + self.spec.rows
         self._free(job)
+        self.encoders.give_back()
         job.computed = job.placeholders = job.drafts = 0
         job.stale = job.in_flight
         self.preemptions += 1
@@ -393,7 +401,7 @@ class Stepwise(Driver[Job]):
         ahead = int(self.limits.async_scheduling)
         last = job.computed + job.end - job.tokens - 1 - ahead
         for t, (table, row) in enumerate(zip(self.tables.all, job.rows, strict=True)):
-            last = min(last, len(row) * table.block_size)
+            last = min(last, table.room(len(row)))
             if self.limits.enable_prefix_caching and table.kind != SLIDING:
                 align = self.tables.align if len(job.rows) > 1 else table.block_size
                 # It is found from the step on in which it is filled; asynchronously one later, when the next is taken.
@@ -423,6 +431,8 @@ class Stepwise(Driver[Job]):
         ahead = int(self.limits.async_scheduling)
         if steps > ahead:
             self._between_tokens(steps - ahead, count, kv_tokens)
+        turned_away = bool(seat and len(self.waiting))
+        self.encoders.give_back((steps - ahead) * count + steps * turned_away)
         self.steady.clock += steps
         self._count_decoding(steps, count, kv_tokens)
         self._settled_ps = self.began_ps if ahead else self.now_ps
@@ -435,6 +445,7 @@ class Stepwise(Driver[Job]):
         """The step has ended: its tokens are there."""
         if step.steady:
             self.journal.itl.add(step.ended_ps - self._settled_ps, step.steady)
+            self.encoders.give_back(step.steady)
         self._settled_ps = step.ended_ps
         ended = False
         for part in step.parts:
@@ -443,6 +454,7 @@ class Stepwise(Driver[Job]):
             stale = job.stale > 0
             if stale:
                 job.stale -= part.tokens
+            self.encoders.give_back(bool(job.computed) and not job.ended)
             if job.ended:
                 self.tokens_wasted += part.tokens
             elif part.samples:
@@ -473,6 +485,7 @@ class Stepwise(Driver[Job]):
         if job.tokens < job.end:
             return False
         job.ended = True
+        self.encoders.give_back()
         self.journal.ended(job, ended_ps)
         if job.runs:
             self._free(job)

@@ -12,14 +12,16 @@ from math import lcm
 
 from harness.simulate.blocks import Block
 
-FULL, SLIDING, CHUNKED, STATE = "full", "sliding", "chunked", "state"
+FULL, SLIDING, CHUNKED, STATE, CROSS = "full", "sliding", "chunked", "state", "cross"
+_UNBOUNDED = 2**60
 Row = list[Block | None]  # the blocks of a request in one table, None where they are kept no longer
 Find = Callable[[int, int], Block | None]  # (table, tokens) -> the block that ends there, where it is known
 
 
 @dataclass(frozen=True)
 class Table:
-    """One block table. ``window``: tokens of a sliding one, or of a chunk of a chunked one.
+    """One block table. ``window``: tokens of a sliding one, or of a chunk of a chunked one; of cross-attention the
+    positions of the encoder, which are kept whole.
 
     A state (Mamba, linear attention) is one block of a request, whatever its length.
     """
@@ -30,7 +32,11 @@ class Table:
 
     def blocks(self, tokens: int) -> int:
         """Blocks of the first ``tokens`` tokens, were all of them kept."""
-        return -(-tokens // self.block_size)
+        return -(-(self.window if self.kind == CROSS else tokens) // self.block_size)
+
+    def room(self, blocks: int) -> int:
+        """Tokens that ``blocks`` from the start suffice for."""
+        return _UNBOUNDED if self.kind == CROSS else blocks * self.block_size
 
     def left_behind(self, computed: int) -> int:
         """Blocks from the start that no token after the first ``computed`` looks at."""
