@@ -79,6 +79,7 @@ class Vllm:
     def plan(
         self, specs: list[Specs], available: list[int], max_model_len: int, *, override: int | None = None,
         in_flight: int = 8192, prefix_caching: bool = True, dcp: int = 1, encoder_tokens: int = 8192,
+        layout: str = "LBNHC",
     ) -> Any:  # fmt: skip
         """(blocks, tokens, concurrency) for the specs and bytes of each worker, or the words of the refusal."""
         from vllm.v1.core.kv_cache_utils import get_kv_cache_capacity, get_kv_cache_configs
@@ -86,7 +87,7 @@ class Vllm:
         self.in_flight = in_flight
         cache, parallel = self.config.cache_config, self.config.parallel_config
         self.config.model_config.max_model_len = max_model_len
-        cache.kv_cache_layout = "LBNHC"
+        cache.kv_cache_layout = layout
         cache.num_gpu_blocks_override = override
         cache.mamba_cache_mode = "align" if prefix_caching else "none"
         parallel.decode_context_parallel_size = dcp

@@ -60,7 +60,8 @@ KEPT = [
     "num_experts_per_token", "num_shared_experts", "laurel_rank", "altup_num_inputs", "mtp_num_hidden_layers",
     "num_nextn_predict_layers", "attn_output_gate", "num_attention_groups", "moe_num_experts", "moe_top_k",
     "share_expert_dim", "moe_layers_enum", "use_head_wise_attn_gate", "attention_other_setting",
-    "partial_rotary_factors", "max_seq_len",
+    "partial_rotary_factors", "max_seq_len", "compress_ratios", "o_groups", "o_lora_rank", "num_hash_layers",
+    "hc_mult", "expert_dtype",
 ]  # fmt: skip
 # Of a vision_config, and beside the two configs of a multimodal model.
 KEPT_OF_VISION = [
@@ -95,9 +96,6 @@ MODULES = ("modules_to_not_convert", "ignore", "quantized_layers")
 NOT_IN_TRANSFORMERS = ("DeciLMForCausalLM",)
 # Published models that are not predicted, and why. Told by their name.
 REFUSED = {
-    "DeepseekV4ForCausalLM": (
-        "DeepSeek V4 packs compressed rows, windows and indexers of several rates into one block: not modelled yet"
-    ),
     "KimiK3ForConditionalGeneration": (
         "Kimi K3's residual attention, latent experts and gated latent attention are not modelled yet"
     ),
@@ -108,6 +106,10 @@ REFUSED = {
 }
 # Classes in copies that another project has put into words of its own: what is published has another class.
 RETOLD = ("Step3p7FlashForCausalLM",)
+UNSAID_OF_EXPERTS = (
+    "no public copy of its config.json says in what its experts are stored (expert_dtype): name the model that it was "
+    "made from"
+)
 UNSAID = (
     "no public copy says how all of it is quantized (hf_quant_config.json beside its config.json does): name the model "
     "that it was made from, and weights.format"
@@ -216,6 +218,8 @@ def add(data: dict[str, Any], path: Path) -> None:
         if of_config(models.get(name, {}).get("config", {})):  # from a fuller copy
             return
         reason = UNSAID
+    if config.get("model_type") == "deepseek_ref":  # as one who copied a V4 config calls it, and leaves keys out
+        reason = UNSAID_OF_EXPERTS
     data["refused"].pop(name, None)
     if reason is not None:
         models.pop(name, None)

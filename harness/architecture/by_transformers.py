@@ -75,7 +75,8 @@ def _read(name: str, text: str) -> Architecture:
         intermediate=max(dense.values(), default=0), vocab=vocab, max_model_len=limit, default_model_len=default_len,
         max_len_key="max_position_embeddings", tied=tied,
         gated=any("mlp.gate_proj.weight" in held for held in layers) or not dense, dtype=model_dtype(config),
-        rotary_shapes=((rows, rotary_dim(reader, 1.0, head_dim)),), rotary_float32=False, mla=None, mixture=mixture,
+        rotary_shapes=((rows, rotary_dim(reader, 1.0, head_dim)),), rotary_float32=False, mla=None,
+        compressed=None, mixture=mixture,
         layout=Layout(
             tuple(_with_layers(a, held) for a, held in groups.items()), (), by_width(dense),
             mixture.layers if mixture else (),

@@ -15,9 +15,10 @@ class Component:
     ``split``: how tensor parallelism divides it: "column" (outputs), "row" (inputs), "heads" (outputs, which are
     ``units`` of (heads, elements of one); a head is copied where ranks outnumber heads), "vocab" (rows, padded),
     "replicated"; of experts, whose first dimension is their number, "expert_column" and "expert_row".
-    ``place``: "layer", "first" or "last" (pipeline stage), "tower" or "projector" (see vision.py, where it is in
-    ``times`` equal blocks). ``layers``: which layers have it; None: all of them. ``kind``: what it is, for reading.
-    ``least``: the width of a gated expert that ranks which divide it have at least. ``dtype``: None for the model's.
+    ``place``: "layer", "first", "last" or "every" (pipeline stage), "tower" or "projector" (see vision.py, where
+    it is in ``times`` equal blocks). ``layers``: which layers have it; None: all of them. ``kind``: what it is, for
+    reading. ``least``: the width of a gated expert that ranks which divide it have at least. ``step``: a rank's share
+    of a column or row split is rounded up to whole steps of so many. ``dtype``: None for the model's.
     ``root``: what a checkpoint puts before its layer's number, where that is no decoder's.
     ``counted``: whether transformers counts it as a parameter; ``held``: whether vLLM makes it.
     """
@@ -35,6 +36,7 @@ class Component:
     times: int = 1
     units: tuple[tuple[int, int], ...] = ()
     least: int = 0
+    step: int = 1
     root: str | None = None
 
     @property
@@ -51,9 +53,9 @@ class Component:
         if self.kind == "experts":
             first = -(-first // ep)
         if self.split == "column":
-            return (first // tp, *rest)
+            return (self._stepped(first // tp), *rest)
         if self.split == "row":
-            return (first, rest[0] // tp)
+            return (first, self._stepped(rest[0] // tp))
         if self.split == "expert_column":
             return (first, max(rest[0] // tp, 2 * self.least if tp > 1 else 0), *rest[1:])
         if self.split == "expert_row":
@@ -63,6 +65,9 @@ class Component:
         if self.split == "heads":
             return (sum(heads_on_rank(count, tp) * width for count, width in self.units), *rest)
         return (first, *rest)
+
+    def _stepped(self, width: int) -> int:
+        return -(-width // self.step) * self.step
 
 
 def heads_on_rank(heads: int, tp: int) -> int:

@@ -16,6 +16,7 @@ class Experts:
     shared_width: str | None = None  # width of all shared experts together
     shared_count: str | None = None  # or their number, each as wide as a routed one
     shared_gate: bool = False
+    shared_step: int = 1  # a rank's share of the shared experts' width is whole steps of so many
     router_bias: bool = False
     router_float32: bool = False  # whatever the model's number type is
     expert_bias: bool = False
@@ -77,6 +78,7 @@ class Family:
     extras: str | None = None  # parts that no other family has: a function of extras.py
     spelling: str | None = None  # its config says in a way of its own what others say alike: a function of spellings.py
     mla: bool = False
+    compressed: bool = False  # attention over compressed rows beside a window
     indexer: bool = False  # sparse attention (DSA): an indexer chooses the tokens
     experts: Experts | None = None
     keys: tuple[tuple[str, str], ...] = ()  # our name -> the family's own config key

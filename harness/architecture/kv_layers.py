@@ -13,6 +13,7 @@ from fractions import Fraction
 
 FULL, SLIDING, CHUNKED, CROSS = "full", "sliding", "chunked", "cross"
 MLA, INDEXER, STATE = "mla", "indexer", "state"
+COMPRESSED, COMPRESSOR = "compressed", "compressor"  # rows of several tokens, and what the next ones are made of
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class KvLayer:
     ``window``: tokens, of a sliding layer; of a chunked one the chunk. MLA and the indexer of sparse attention have one
     row for all heads, whole on each rank. ``row_bytes``: the row's bytes where kv_cache_dtype does not decide them.
     ``state``: of a layer that keeps a state and no rows.
+    ``tokens_per_row``: of compressed rows. ``block_size``: tokens, where the cache has blocks of its own size.
+    ``align``: a page is whole steps of so many bytes, and pages of several sizes lie side by side in one block.
     """
 
     kind: str
@@ -62,14 +65,13 @@ class KvLayer:
     window: int | None = None
     row_bytes: int | None = None
     state: State | None = None
+    tokens_per_row: int = 1
+    block_size: int | None = None
+    align: int | None = None
 
     def heads_on_rank(self, tp: int) -> int:
         """KV heads on one of ``tp`` ranks: copied where ranks outnumber heads."""
         return 1 if self.kind in (MLA, INDEXER) else max(1, self.heads // tp)
-
-    def bytes_per_token(self, tp: int, dtype_bytes: int | Fraction) -> int:
-        """Bytes that one token adds on one of ``tp`` ranks; none to a state, nor to what is an encoder's."""
-        return 0 if self.kind == CROSS else self.row_bytes_on_rank(tp, dtype_bytes)
 
     def row_bytes_on_rank(self, tp: int, dtype_bytes: int | Fraction) -> int:
         """Bytes of a row, of whosesoever tokens, on one of ``tp`` ranks; a state has none."""
@@ -77,3 +79,16 @@ class KvLayer:
             return 0
         row = self.row_bytes if self.row_bytes is not None else int(self.row * dtype_bytes)
         return self.heads_on_rank(tp) * row
+
+    def bytes_per_token(self, tp: int, dtype_bytes: int | Fraction) -> int | Fraction:
+        """Bytes that one token adds on one of ``tp`` ranks; none to a state, to what is an encoder's, or to what a
+        compressor works on."""
+        if self.kind in (CROSS, COMPRESSOR):
+            return 0
+        row = self.row_bytes_on_rank(tp, dtype_bytes)
+        return row if self.tokens_per_row == 1 else Fraction(row, self.tokens_per_row)
+
+    def page_bytes(self, block_size: int, tp: int, dtype_bytes: int | Fraction) -> int:
+        """Bytes of a block of ``block_size`` tokens, as they are aligned."""
+        page, step = block_size // self.tokens_per_row * self.row_bytes_on_rank(tp, dtype_bytes), self.align or 1
+        return -(-page // step) * step

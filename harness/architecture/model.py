@@ -8,6 +8,7 @@ from typing import Any
 
 from harness.architecture import multimodal
 from harness.architecture.component import Component, heads_on_rank, padded_vocab
+from harness.architecture.compressed import Compressed, compressed, compressed_caches, rotary_shapes
 from harness.architecture.cross import cross_cache
 from harness.architecture.families import FAMILIES
 from harness.architecture.family import Family
@@ -54,6 +55,7 @@ class Architecture:
     rotary_shapes: tuple[tuple[int, int], ...]
     rotary_float32: bool
     mla: Mla | None
+    compressed: Compressed | None
     mixture: Mixture | None
     layout: Layout
     kv_layers: tuple[tuple[KvLayer, ...], ...]
@@ -122,6 +124,8 @@ class Architecture:
             raise UsageError(
                 f"Total number of attention heads ({self.heads}) must be divisible by tensor parallel size ({tp})."
             )
+        if self.compressed is not None and self.compressed.groups % tp:
+            raise UsageError(f"o_groups: {tp} ranks can't share {self.compressed.groups} groups evenly ({self.name})")
         if any(k.state and k.state.groups > 1 and k.state.groups % tp for k in self.kv_kinds):
             raise UsageError(
                 "If tensor parallel world size does not divide num_groups, then num_groups must equal 1. "
@@ -188,6 +192,7 @@ def from_config(config: dict[str, Any]) -> Architecture:
     layers = read.count("num_hidden_layers", default=described, largest=100_000)
     heads = read.count("num_attention_heads")
     mla = _mla(read) if family.mla else None
+    rows = compressed(read, layers) if family.compressed else None
     kv_heads = 1 if mla else _kv_heads(family, read, heads)
     head_dim = mla.nope + mla.rope if mla else _head_dim(read, hidden, heads)
     value_dim = read.count(family.value_dim, default=head_dim) if family.value_dim else head_dim
@@ -195,14 +200,16 @@ def from_config(config: dict[str, Any]) -> Architecture:
     plan = layout(name, family, read, layers, hidden, usual)
     mixture = _mixture(family, read, plan.experts, hidden)
     size = Sizes(
-        layers, hidden, heads, read.count("vocab_size"), read.flag("tie_word_embeddings", family.tied), mla, mixture,
-        plan,
+        layers, hidden, heads, read.count("vocab_size"), read.flag("tie_word_embeddings", family.tied), mla, rows,
+        mixture, plan,
     )  # fmt: skip
     limit, default_len, rotary_positions = positions(name, read)
     shortened = limit < rotary_positions and limit == config.get("max_seq_len")
     len_key = "max_seq_len" if shortened else read.key("max_position_embeddings")
     rotary: tuple[tuple[int, int], ...] = ()
-    if family.rotary is not None:
+    if rows is not None:
+        rotary = rotary_shapes(read, rows, rotary_positions)
+    elif family.rotary is not None:
         full = next((g.head_dim for g in plan.attention if g.kind == FULL), head_dim)
         rotary = ((rotary_positions, mla.rope if mla else rotary_dim(read, family.rotary, full)),)
         if family.rotary_local:
@@ -212,8 +219,8 @@ def from_config(config: dict[str, Any]) -> Architecture:
         kv_heads=plan.attention[0].kv_heads if plan.attention else kv_heads, head_dim=head_dim,
         intermediate=plan.width, vocab=size.vocab, max_model_len=limit, default_model_len=default_len,
         max_len_key=len_key, tied=size.tied, gated=family.gated, dtype=model_dtype(config),
-        rotary_shapes=rotary, rotary_float32=family.rotary_float32, mla=mla, mixture=mixture, layout=plan,
-        kv_layers=_kv_layers(family, read, size), components=tuple(components(family, read, size)),
+        rotary_shapes=rotary, rotary_float32=family.rotary_float32, mla=mla, compressed=rows, mixture=mixture,
+        layout=plan, kv_layers=_kv_layers(family, read, size), components=tuple(components(family, read, size)),
         encoder_tokens=read.count(family.cross) if family.cross else 0,
     )  # fmt: skip
 
@@ -221,6 +228,10 @@ def from_config(config: dict[str, Any]) -> Architecture:
 def _kv_layers(family: Family, read: Reader, size: Sizes) -> tuple[tuple[KvLayer, ...], ...]:
     """The caches of each layer, first to last: one, none or two of them."""
     caches: list[tuple[KvLayer, ...]] = [()] * size.layers
+    if size.compressed is not None:
+        for layers, cache in compressed_caches(read, size.compressed):
+            _add(caches, layers, cache)
+        return tuple(caches)
     for group in size.layout.attention:
         row = group.head_dim + group.value_dim
         cache = KvLayer(group.kind, group.kv_heads, row, group.window)
@@ -289,8 +300,9 @@ def _refuse_variants(name: str, family: Family, config: dict[str, Any]) -> None:
                 f"config: {key}: {name} with {key}={show(config[key])} is not supported yet (only {show(value)})"
             )
     foreign = (
-        *_OTHER_KINDS, *(() if family.indexer else _OF_SPARSE_ATTENTION), *(() if family.mixer else _OF_STATES),
-        *(() if family.experts else _MIXTURE_KEYS), *(() if family.mla else ("kv_lora_rank",)),
+        *_OTHER_KINDS, *(() if family.indexer or family.compressed else _OF_SPARSE_ATTENTION),
+        *(() if family.mixer else _OF_STATES), *(() if family.experts else _MIXTURE_KEYS),
+        *(() if family.mla else ("kv_lora_rank",)),
     )  # fmt: skip
     for key in foreign:
         if config.get(key) not in (None, 0):

@@ -4,8 +4,9 @@ vLLM makes them as a drafter of its own: a norm of the token's embedding and one
 of both together, and one of the decoder's own layers: with full attention, and experts where the model has any, unless
 the config lists them otherwise. Embedding and lm_head are the decoder's: the copies that the class makes are dropped
 once loaded, but for Step's heads (vllm/v1/spec_decode/step3p5.py).
+DeepSeek V4 projects the two apart, into the streams of its residual, and its layer has a window alone.
 Source: deepseek_mtp.py, glm4_moe_mtp.py, qwen3_next_mtp.py, qwen3_5_mtp.py, step3p5_mtp.py
-(vllm/model_executor/models) and vllm/models/deepseek_v32/nvidia/mtp.py; ``_maybe_share_lm_head``
+(vllm/model_executor/models) and nvidia/mtp.py of vllm/models/deepseek_v32 and deepseek_v4; ``_maybe_share_lm_head``
 (vllm/v1/spec_decode/llm_base_proposer.py), 0.32.
 """
 
@@ -16,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.architecture.component import Component
+from harness.architecture.compressed import stream_head
 from harness.architecture.model import Architecture, from_config
 from harness.architecture.multimodal import text_config
 from harness.architecture.reader import Reader, show
@@ -31,6 +33,7 @@ class Predictor:
     ``root``: what a checkpoint puts before a layer's number; None: they are numbered on behind the decoder's.
     ``own_head``: every layer has an lm_head of its own. ``listed``: the config's lists that go on behind the decoder's
     layers and say what each one is; those that no list of layers with experts names have an MLP.
+    ``streams``: the residual has several, and the key that counts them.
     """
 
     key: str = "num_nextn_predict_layers"
@@ -39,6 +42,7 @@ class Predictor:
     root: str | None = None
     own_head: bool = False
     listed: tuple[str, ...] = ()
+    streams: str | None = None
 
 
 _BEHIND = Predictor()
@@ -46,6 +50,7 @@ _QWEN = Predictor(each=False, root="mtp.layers.", default=1)
 _QWEN3_5 = replace(_QWEN, key="mtp_num_hidden_layers")
 PREDICTORS = {
     "DeepseekV3ForCausalLM": _BEHIND, "DeepseekV32ForCausalLM": _BEHIND, "GlmMoeDsaForCausalLM": _BEHIND,
+    "DeepseekV4ForCausalLM": replace(_BEHIND, root="mtp.", streams="hc_mult"),
     "Glm4MoeForCausalLM": replace(_BEHIND, default=1),  # as transformers reads a config that doesn't say
     "Step3p5ForCausalLM": Predictor(own_head=True, listed=("layer_types", "partial_rotary_factors")),
     "Qwen3NextForCausalLM": _QWEN, "Qwen3_5ForCausalLM": _QWEN3_5, "Qwen3_5MoeForCausalLM": _QWEN3_5,
@@ -74,7 +79,24 @@ def mtp(config: dict[str, Any]) -> Architecture:
     before = 0 if found.root else read.count("num_hidden_layers")
     stated = config.get("quantization_config")
     plain = isinstance(stated, dict) and stated.get("quant_algo") == "NVFP4"
-    return _behind(before, found, _alone({**text, **_listed(text, found, before, layers)}, layers, found), plain)
+    alone = _alone({**text, **_listed(text, found, before, layers)}, layers, found)
+    if found.streams is None:
+        joined = _joined(alone, found, tuple(range(before, before + layers)), plain)
+        return _behind(before, found, alone, joined)
+    if isinstance(stated, dict) and stated.get("moe_quant_algo"):
+        raise UsageError(
+            f"engine.speculative_config: the MTP layers of {name} beside {stated['moe_quant_algo']} experts are not "
+            "modelled: the checkpoint has them in their own format, vLLM makes them in that of the others"
+        )
+    return _of_streams(found, alone, read)
+
+
+def _of_streams(found: Predictor, alone: Architecture, read: Reader) -> Architecture:
+    """DeepSeek V4's. Its windows' rotary cache is the decoder's, where a layer of that has a window alone."""
+    joined = _apart(alone.hidden, read.count(found.streams or ""), tuple(range(alone.layers)))
+    whole = from_config(read.config)
+    shared = whole.compressed is not None and 0 in whole.compressed.ratios
+    return replace(_behind(0, found, alone, joined), rotary_shapes=() if shared else alone.rotary_shapes)
 
 
 def _listed(text: dict[str, Any], found: Predictor, before: int, layers: int) -> dict[str, Any]:
@@ -92,14 +114,17 @@ def _listed(text: dict[str, Any], found: Predictor, before: int, layers: int) ->
 
 def _alone(text: dict[str, Any], layers: int, found: Predictor) -> Architecture:
     """A decoder of nothing but ``layers`` of the kind that MTP layers are."""
-    alike = {"num_hidden_layers": layers, "first_k_dense_replace": 0, "index_topk_freq": 1, "index_topk_pattern": None}
+    alike = {
+        "num_hidden_layers": layers, "first_k_dense_replace": 0, "index_topk_freq": 1, "index_topk_pattern": None,
+        "compress_ratios": [0] * layers, "num_hash_layers": 0,
+    }  # fmt: skip
     types = {"layer_types": ["full_attention"] * layers} if "layer_types" in text and not found.listed else {}
     kinds = {"full_attention_interval": 1} if "full_attention_interval" in text else {}
     return from_config({**text, **{k: v for k, v in alike.items() if k in text}, **kinds, **types})
 
 
-def _behind(before: int, found: Predictor, alone: Architecture, plain: bool) -> Architecture:
-    """``alone`` without what it shares, its layers numbered from ``before`` on; ``plain``: see :func:`_joined`."""
+def _behind(before: int, found: Predictor, alone: Architecture, joined: Iterator[Component]) -> Architecture:
+    """``alone`` without what it shares, its layers numbered from ``before`` on, and what is ``joined`` before them."""
     layers = tuple(range(before, before + alone.layers))
     decoder = [
         replace(c, layers=layers if c.layers is None else tuple(before + i for i in c.layers), root=found.root)
@@ -107,9 +132,20 @@ def _behind(before: int, found: Predictor, alone: Architecture, plain: bool) -> 
     ]  # fmt: skip
     return replace(
         alone, layers=before + alone.layers, tied=False, rotary_shapes=(),  # cos and sin are looked up, not made again
-        components=(*decoder, *_joined(alone, found, layers, plain)),
+        components=(*decoder, *joined),
         kv_layers=((),) * before + alone.kv_layers,
     )  # fmt: skip
+
+
+def _apart(hidden: int, streams: int, layers: tuple[int, ...]) -> Iterator[Component]:
+    """A projection of the token's embedding and one of each stream, and what makes one state of the streams."""
+    for name in ("e_proj", "h_proj"):
+        yield Component(
+            f"{name}.weight", (hidden, hidden), "replicated", quantizable=True, kind="mtp", layers=layers, root="mtp."
+        )  # fmt: skip
+    for name in ("enorm.weight", "hnorm.weight", "shared_head.norm.weight"):
+        yield Component(name, (hidden,), "replicated", layers=layers)
+    yield from stream_head(streams, hidden, "layer", layers)
 
 
 def _joined(alone: Architecture, found: Predictor, layers: tuple[int, ...], plain: bool) -> Iterator[Component]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from harness.architecture.component import Component
+from harness.architecture.compressed import Compressed, compressed_parts
 from harness.architecture.cross import cross_parts
 from harness.architecture.extras import EXTRAS
 from harness.architecture.family import Experts, Family
@@ -56,6 +57,7 @@ class Sizes:
     vocab: int
     tied: bool
     mla: Mla | None
+    compressed: Compressed | None
     mixture: Mixture | None
     layout: Layout
 
@@ -67,7 +69,9 @@ def components(family: Family, read: Reader, size: Sizes) -> Iterator[Component]
     if family.position_offset is not None:
         rows = read.positions + family.position_offset
         yield Component("embed_positions", (rows, size.hidden), "replicated", "first", kind="embedding")
-    for group in size.layout.attention:
+    if size.compressed:
+        yield from compressed_parts(read, size.hidden, size.heads, size.compressed)
+    for group in size.layout.attention if not size.compressed else ():
         parts = _latent_attention(size, size.mla) if size.mla else _attention(family, read, size.hidden, group)
         yield from _of(group.layers, size, parts)
     if family.cross:
@@ -98,9 +102,11 @@ def _flag(family: Family, read: Reader, key: bool | str) -> bool:
     return key if isinstance(key, bool) else read.flag(key, dict(family.bias_defaults).get(key, False))
 
 
-def linear(name: str, out: int, inner: int, split: str, bias: bool, kind: str) -> Iterator[Component]:
+def linear(
+    name: str, out: int, inner: int, split: str, bias: bool, kind: str, step: int = 1
+) -> Iterator[Component]:  # fmt: skip
     """A linear layer of ``out`` outputs and ``inner`` inputs."""
-    yield Component(f"{name}.weight", (out, inner), split, quantizable=True, kind=kind)
+    yield Component(f"{name}.weight", (out, inner), split, quantizable=True, kind=kind, step=step)
     if bias:
         # The bias of a row-split layer is added once, after the ranks are summed: each keeps it whole.
         yield Component(f"{name}.bias", (out,), "replicated" if split == "row" else split, kind=kind)
@@ -172,7 +178,7 @@ def _feed_forward(family: Family, read: Reader, size: Sizes) -> Iterator[Compone
     if mixture is None or experts is None:
         return
     if mixture.shared:
-        shared = _mlp(experts.gated, "shared_experts.", mixture.shared, size.hidden, False)
+        shared = _mlp(experts.gated, "shared_experts.", mixture.shared, size.hidden, False, experts.shared_step)
         yield from _of(mixture.layers, size, shared)
         if experts.shared_gate:
             gate = Component("shared_expert_gate.weight", (1, size.hidden), "replicated", kind="router")
@@ -180,11 +186,11 @@ def _feed_forward(family: Family, read: Reader, size: Sizes) -> Iterator[Compone
     yield from _of(mixture.layers, size, _routed(experts, mixture, size.hidden))
 
 
-def _mlp(gated: bool, prefix: str, width: int, hidden: int, bias: bool) -> Iterator[Component]:
+def _mlp(gated: bool, prefix: str, width: int, hidden: int, bias: bool, step: int = 1) -> Iterator[Component]:
     kind = "shared experts" if prefix else "mlp"
-    first, outputs = ("gate_up_proj", 2 * width) if gated else ("up_proj", width)
-    yield from linear(prefix + first, outputs, hidden, "column", bias, kind)
-    yield from linear(prefix + "down_proj", hidden, width, "row", bias, kind)
+    first, times = ("gate_up_proj", 2) if gated else ("up_proj", 1)
+    yield from linear(prefix + first, times * width, hidden, "column", bias, kind, times * step)
+    yield from linear(prefix + "down_proj", hidden, width, "row", bias, kind, step)
 
 
 def _routed(experts: Experts, mixture: Mixture, hidden: int) -> Iterator[Component]:

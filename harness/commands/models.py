@@ -64,6 +64,7 @@ def kv_words(architecture: Architecture) -> str:
     """The layers of the cache in words: ``12 sliding 128 + 12 full``."""
     return " + ".join(
         f"{len(members)} {layer.kind}" + (f" {layer.window}" if layer.window else "")
+        + (f" 1:{layer.tokens_per_row}" if layer.tokens_per_row > 1 else "")
         for layer, members in architecture.kv_kinds.items()
     )
 
@@ -142,7 +143,7 @@ def _show(title: str, shown: Inventory) -> None:
     if shown.encoder_bytes:
         state += f"; a request's encoder leaves {shown.encoder_bytes:,} ({a.encoder_tokens:,} positions)"
     click.echo(
-        f"\nKV cache: {kv_words(a)}; one token writes {shown.kv_bytes_per_token:,} bytes ({shown.dtype}), "
+        f"\nKV cache: {kv_words(a)}; one token writes {shown.kv_bytes_per_token:,} bytes ({shown.kv_dtype}), "
         f"all layers together{state}"
     )
     click.echo(f"Parts by {a.source}; formats from {shown.quantization.source}")

@@ -39,10 +39,15 @@ class Inventory:
         return sum(p.bytes for p in self.parts)
 
     @property
+    def kv_dtype(self) -> str:
+        """The numbers of the cache where kv_cache_dtype is auto."""
+        return self.dtype if self.architecture.compressed is None else "fp8"
+
+    @property
     def kv_bytes_per_token(self) -> int:
         """Bytes that one token writes to the cache, all layers together."""
         kinds = self.architecture.kv_kinds.items()
-        return sum(k.bytes_per_token(1, DTYPE_BYTES[self.dtype]) * len(layers) for k, layers in kinds)
+        return int(sum(k.bytes_per_token(1, DTYPE_BYTES[self.dtype]) * len(layers) for k, layers in kinds))
 
     @property
     def encoder_bytes(self) -> int:

@@ -29,10 +29,10 @@ def bytes_per_token(architecture: Architecture, settings: Settings, stage: int =
     """Bytes that a token writes on one rank of ``stage``, all of its layers together."""
     architecture = with_draft(architecture, settings)
     held = architecture.stage(stage, settings.pipeline_parallel_size)
-    return sum(
+    return int(sum(
         layer.bytes_per_token(settings.tensor_parallel_size, settings.kv_dtype_bytes) * _count(members, held)
         for layer, members in architecture.kv_kinds.items()
-    )
+    ))  # fmt: skip
 
 
 def _count(members: tuple[int, ...], held: range) -> int:
@@ -66,7 +66,8 @@ def pool(architecture: Architecture, settings: Settings, num_blocks: int | None,
     """The pool of ``num_blocks`` (None: none is granted) with the token count and the concurrency that vLLM prints."""
     token, block = (f(architecture, settings, stage) for f in (bytes_per_token, bytes_per_block))
     found = groups(architecture, settings)
-    block_size = min(g.block_size for g in found) * settings.decode_context_parallel_size
+    least = settings.block_size if architecture.compressed else min(g.block_size for g in found)
+    block_size = least * settings.decode_context_parallel_size
     if num_blocks is None:
         return KvPool(token, block, block_size, tables=len(found))
     concurrency = num_blocks / request_blocks(architecture, settings, settings.max_model_len)

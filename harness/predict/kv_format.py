@@ -23,6 +23,7 @@ _KV_BYTES: dict[str, int | Fraction] = {
 _IGNORES_KV_DTYPE = ("FalconForCausalLM",)
 DELTA_NET_STEP = 64  # FLASHINFER_GDN_CHECKPOINT_ALIGNMENT, vllm/v1/attention/backends/gdn_attn.py, 0.33
 _LATENT_STEP = 128  # of a model with latent attention and states, a block is a multiple of this
+_COMPRESSED_BLOCK = 256  # the one size that DeepSeek V4's backends take
 _SPARSE_ROW = 656  # fp8_ds_mla: 512 fp8 values, 4 float32 scales, 64 bf16 values of RoPE (flashmla_sparse.py)
 _HOPPER, _BLACKWELL, _SMALL_BLACKWELL = 9, 10, 12  # major compute capabilities
 
@@ -41,6 +42,8 @@ def element_bytes(asked: str, architecture: Architecture, dtype: str, capability
         )
     if asked == "nvfp4" and (capability or _HOPPER) < 8:
         raise UsageError("kv_cache_dtype nvfp4 needs a GPU of compute capability 8.0 or more")
+    if architecture.compressed is not None:
+        return _compressed_bytes(asked, architecture, capability or _HOPPER)
     if is_sparse(architecture):
         return _sparse_bytes(asked, architecture, capability or _HOPPER)
     return _KV_BYTES[dtype if asked == "auto" or architecture.name in _IGNORES_KV_DTYPE else asked]
@@ -62,6 +65,28 @@ def _sparse_bytes(asked: str, architecture: Architecture, capability: int) -> in
     return packed if asked == "fp8" and capability == _HOPPER else _KV_BYTES[asked]
 
 
+def _compressed_bytes(asked: str, architecture: Architecture, capability: int) -> int:
+    """Its rows are packed in fp8 by the backends that vLLM takes by itself (``_resolve_dsv4_kv_cache_dtype``,
+    ``_select_dsv4_attn_cls``, vllm/models/deepseek_v4, 0.32)."""
+    if capability not in (_HOPPER, _BLACKWELL, _SMALL_BLACKWELL):
+        raise UsageError(f"{architecture.name}: its attention kernels need compute capability 9, 10 or 12")
+    if asked != "auto" and not asked.startswith("fp8"):
+        raise UsageError(
+            f"DeepseekV4 fp8_ds_mla layout only supports fp8 kv-cache, got {asked}. Please set `--kv-cache-dtype fp8` "
+            "or select a backend that supports bfloat16 KV cache."
+        )
+    return 1
+
+
+def check_block_size(architecture: Architecture, block_size: int) -> None:
+    """Raises UsageError where the kernels of ``architecture`` can't read blocks of so many tokens."""
+    if architecture.compressed is not None and block_size != _COMPRESSED_BLOCK:
+        raise UsageError(
+            f"engine.block_size: {architecture.name} takes {_COMPRESSED_BLOCK} alone (FLASHMLA_SPARSE_DSV4, "
+            f"DEEPSEEK_V4_INDEXER), got {block_size}"
+        )
+
+
 def state_bytes(asked: str, architecture: Architecture, dtype: str) -> int:
     """Bytes of an element of a recurrent state: as asked for, else as the config says, else as the model's."""
     own = next((k.state.recurrent_dtype for k in architecture.kv_kinds if k.state), None)
@@ -72,6 +97,8 @@ def preferred_block_size(
     architecture: Architecture, kv_cache_dtype: str, capability: int | None, default: int
 ) -> int:
     """The block that the GPU's attention backend takes where nothing is asked for."""
+    if architecture.compressed is not None:
+        return _COMPRESSED_BLOCK
     if is_sparse(architecture):
         return 64
     if architecture.mla is None:
@@ -108,4 +135,4 @@ def aligned(
     multiple = DELTA_NET_STEP if any(s.kernel == "delta_net" and s.kernel in checkpoints for s in states) else 1
     needed = max(s.bytes_on_rank(tp, dtype_bytes, state_bytes, proposed) for s in states)
     step = lcm(max(block_size, _LATENT_STEP) if rows[0].kind == MLA else block_size, multiple)
-    return max(block_size, step * -(-needed // (step * rows[0].bytes_per_token(tp, kv_bytes))))
+    return max(block_size, step * -(-needed // (step * rows[0].row_bytes_on_rank(tp, kv_bytes))))

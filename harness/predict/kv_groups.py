@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from harness.architecture import CHUNKED, CROSS, INDEXER, MLA, STATE, Architecture, KvLayer
 from harness.errors import UsageError
+from harness.predict.kv_packed import Pages, packed
 from harness.predict.settings import Settings
 
 UNEQUAL_PAGES = (
@@ -96,8 +97,11 @@ def with_draft(architecture: Architecture, settings: Settings) -> Architecture:
 def groups(architecture: Architecture, settings: Settings) -> tuple[Group, ...]:
     """The groups of the whole model, in the order of their first layers; those of a draft model are among them."""
     members: dict[_Spec, list[int]] = {}
-    for layer, where in with_draft(architecture, settings).kv_kinds.items():
+    kinds = with_draft(architecture, settings).kv_kinds
+    for layer, where in kinds.items():
         members.setdefault(_spec(layer, settings), []).extend(where)
+    if any(layer.align for layer in kinds):
+        return _packed(members, settings)
     if len({(s.type, s.block_size) for s in members}) == 1:
         pages = sorted((number, s.page) for s, numbers in members.items() for number in numbers)
         return (_group(next(iter(members)), pages, settings),)
@@ -109,6 +113,16 @@ def groups(architecture: Architecture, settings: Settings) -> tuple[Group, ...]:
         pages = [(number, spec.page) for number in sorted(numbers)]
         found += [_group(spec, pages[i::count], settings) for i in range(count)]
     return tuple(found)
+
+
+def _packed(members: dict[_Spec, list[int]], settings: Settings) -> tuple[Group, ...]:
+    buckets: dict[tuple[tuple[str, int | None], int], tuple[_Spec, Pages]] = {}
+    for spec, numbers in members.items():
+        _, pages = buckets.setdefault((spec.type, spec.block_size), (spec, {}))
+        pages.setdefault(spec.page, []).extend(numbers)
+    found = packed([pages for _, pages in buckets.values()])
+    alike = zip(buckets.values(), found, strict=True)
+    return tuple(_group(spec, pages, settings) for (spec, _), cut in alike for pages in cut)
 
 
 def _group(spec: _Spec, pages: list[tuple[int, int]], settings: Settings) -> Group:
@@ -126,7 +140,8 @@ def _spec(layer: KvLayer, settings: Settings) -> _Spec:
             return _Spec(layer.kind, None, 0, 0, settings.max_model_len, page, 1 + proposed)
         left = int(layer.state.kernel in settings.state_checkpoints)
         return _Spec(layer.kind, None, 0, 0, block_size, page, 2 + left + proposed)
-    page = layer.row_bytes_on_rank(tp, settings.kv_dtype_bytes) * block_size
+    block_size = layer.block_size or block_size
+    page = layer.page_bytes(block_size, tp, settings.kv_dtype_bytes)
     # Charged for as much as all encoders of a step may take, whatever one request has.
     held = _ceil(settings.max_num_batched_tokens, block_size) if layer.kind == CROSS else None
     return _Spec(layer.kind, layer.window, layer.heads_on_rank(tp), layer.row, block_size, page, held)

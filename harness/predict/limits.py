@@ -32,6 +32,8 @@ def not_simulated(architecture: Architecture, chosen: Settings, load: Load | Non
         return "the scheduler of V0 (vLLM before 0.8) is not simulated"
     if load and load.adapters and not chosen.defaults.skipped_keep_their_place:
         return "how vLLM before 0.31 queues requests that wait for an adapter's slot is not simulated"
+    if architecture.compressed is not None:
+        return "the block tables of compressed rows and their compressors are not simulated"
     if chosen.enable_prefix_caching and any(g.kind == STATE for g in groups(architecture, chosen)):
         return (
             "prefix caching of layers that keep a state is not simulated (engine.enable_prefix_caching: false turns it "

@@ -18,6 +18,7 @@ from harness.predict import encoder_decoder
 from harness.predict.kv_format import (
     DTYPE_BYTES,
     aligned,
+    check_block_size,
     checkpoint_kernels,
     element_bytes,
     preferred_block_size,
@@ -33,6 +34,7 @@ LARGEST_BYTES = 2**60
 _V0_LONG_CONTEXT = 32 * 1024
 
 
+_COMPRESSED_SINCE = "0.32"  # before, its pages were packed otherwise
 _LORA_SINCE = "0.16"  # before, other classes had slots at their embeddings, and room for added words (to 0.11)
 # Model classes whose slots are equal to vLLM's own (tests/test_lora.py), and whether their embeddings have some.
 LORA_CLASSES = {
@@ -129,6 +131,8 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
             f"Model architecture {architecture.name} was supported in vLLM until v{last}.0, and is not supported "
             "anymore. Please use an older version of vLLM if you want to use this model architecture."
         )
+    if architecture.compressed is not None:
+        _check_compressed(architecture, scenario)
     tp, pp = scenario.tensor_parallel_size, engine.pipeline_parallel_size
     sees, tower_ranks = tower_split(scenario, architecture, tp)
     dp, asked = engine.data_parallel_size, engine.speculative_config
@@ -162,6 +166,7 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
         defaults.cpu_block_size if scenario.on_cpu
         else preferred_block_size(architecture, kv_dtype, capability, defaults.block_size)
     )  # fmt: skip
+    check_block_size(architecture, block_size)
     prefix_caching = _prefix_caching(engine.enable_prefix_caching, architecture, defaults)
     checkpoints = checkpoint_kernels(defaults, capability) if prefix_caching else ()
     proposed = asked.num_speculative_tokens if asked else 0
@@ -241,6 +246,18 @@ def _draft(scenario: Scenario, target: Architecture, tp: int) -> Draft | None:
         )
     draft.check_split(tp)
     return Draft(draft, own_quantization(config, draft))
+
+
+def _check_compressed(architecture: Architecture, scenario: Scenario) -> None:
+    """Raises UsageError for an engine whose pages of compressed rows are not known."""
+    version = scenario.engine.vllm
+    if scenario.on_cpu:
+        raise UsageError(f"device: cpu: what vLLM's CPU backend keeps for {architecture.name} is not modelled")
+    if catalog.version_key(version) < catalog.version_key(_COMPRESSED_SINCE):
+        raise UsageError(
+            f"engine.vllm: {architecture.name} is modelled from vLLM {_COMPRESSED_SINCE} on, not for {version}: its "
+            "pages were packed otherwise"
+        )
 
 
 def _check_states(architecture: Architecture, proposed: int) -> None:

@@ -49,7 +49,7 @@ def tensors(architecture: Architecture, settings: Settings, stage: int) -> Itera
     layers = architecture.stage(stage, stages)
     # A tower is made on every stage.
     places = {"first": stage == 0, "tower": settings.sees, "projector": settings.sees, "layer": True,
-              "last": stage == stages - 1}  # fmt: skip
+              "every": True, "last": stage == stages - 1}  # fmt: skip
     order = sorted((c for c in architecture.components if c.held), key=lambda c: [*places].index(c.place))
     for component in order:
         in_layer = component.place == "layer"
@@ -86,7 +86,7 @@ def stored(
         return
     shape = component.on_rank(tp, ep)
     if kind is None or kind.bits is None or kind.dtype is not None:
-        yield component.name, prod(shape) * (4 if component.dtype == "float32" else dtype_bytes)
+        yield component.name, prod(shape) * (4 if component.dtype in ("float32", "int32") else dtype_bytes)
         return
     elements = prod(shape)
     width = architecture.mixture.width // tp if architecture.mixture else 0

@@ -101,6 +101,8 @@ def _fp8(read: Reader, config: dict[str, Any]) -> Scheme:
     rules: list[tuple[Modules, WeightFormat | None]] = [(exact(kept), None)]
     if "DeepseekV4ForCausalLM" in (config.get("architectures") or ()):
         experts = _deepseek_v4_experts(read, config, found)
+        if experts != found:  # then the scales of the others are exponents (``is_scale_e8m0``)
+            found = catalog.weight_format("fp8-block-e8m0")
         rules.append((Modules(frozenset(), (re.compile(r"\.experts(\.|\Z)"),)), experts))
     return Scheme("fp8", found, tuple(rules), tuple(kept))
 

@@ -2,7 +2,7 @@
 
 The published layouts: AutoAWQ and GPTQ (qweight, qzeros, scales), compressed-tensors (weight_packed, weight_scale,
 weight_zero_point), fp8 (weight, weight_scale or weight_scale_inv), ModelOpt (weight, weight_scale, weight_scale_2),
-bitsandbytes (weight.absmax, weight.nested_absmax, SCB), gpt-oss (_blocks, _scales).
+bitsandbytes (weight.absmax, weight.nested_absmax, SCB), gpt-oss (_blocks, _scales), DeepSeek V4 (weight, scale).
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def _told(held: Held, inputs: int) -> str:
         return "plain"
     if weight.dtype in ("F8_E4M3", "F8_E5M2"):
         return _fp8(held, weight)
-    if weight.dtype == "I8":
+    if weight.dtype == "I8" and weight.shape[-1:] != (inputs // 2,):
         if "SCB" in held:
             return "bnb-int8"
         return "int8-tensor" if prod(held.get("weight_scale", weight).shape) == 1 else "int8"
@@ -129,11 +129,11 @@ def _gptq_or_awq(held: Held, inputs: int) -> str:
 
 
 def _packed(weight: Stored, held: Held, inputs: int) -> str:
-    scale = held.get("weight_scale")
+    scale = held.get("weight_scale") or held.get("scale")
     if scale is None or not weight.shape:
         return "?"
     columns = weight.shape[-1]
-    if weight.dtype == "U8" and columns * 2 == inputs:
+    if weight.dtype in ("U8", "I8") and columns * 2 == inputs:
         return {"F8_E4M3": "nvfp4", "U8": "mxfp4-pack", "F8_E8M0": "mxfp4-pack"}.get(scale.dtype, "?")
     bits = columns * 32 // inputs
     if weight.dtype != "I32" or bits not in (4, 8) or len(scale.shape) != 2:
@@ -155,4 +155,6 @@ def _fp8(held: Held, weight: Stored) -> str:
     if prod(shape) == outputs:
         return "fp8"
     blocks = tuple(n for n in (-(-outputs // 128), -(-inputs // 128)) if n != 1)
-    return "fp8-block" if shape[-len(blocks) :] == blocks else "?"
+    if shape[-len(blocks) :] != blocks:
+        return "?"
+    return "fp8-block-e8m0" if scale.dtype in ("U8", "F8_E8M0") else "fp8-block"
