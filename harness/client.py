@@ -21,7 +21,7 @@ from harness.scenario import Load
 from harness.simulate.latency import Distribution
 from harness.traffic import Request, stream
 
-# How far apart requests of a start together are sent, so that they queue in their order.
+# How far apart requests are sent that are to queue in their order.
 SEND_GAP_S = 0.005
 # The prompt of a request, after what was said before in its conversation.
 PromptOf = Callable[[Request, Sequence[int]], list[int]]
@@ -66,8 +66,8 @@ class Client:
             headers={"Authorization": f"Bearer {self._key}", "Accept-Encoding": "identity"},
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
-            # A connection for each request: a server may close one that was idle just as it is used again.
-            connector=aiohttp.TCPConnector(limit=0, force_close=True),
+            # A server closes a connection that was idle (vLLM after 5 s), perhaps as it is used again: we do before.
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
             read_bufsize=2**20,
             trust_env=False,
@@ -219,13 +219,13 @@ async def drive(
     on_answer: Callable[[Answer], None],
     *,
     keep_text: bool,
+    gap_s: float = 0.0,
     on_start: Callable[[], Awaitable[None]] | None = None,
     on_all_sent: Callable[[], None] | None = None,
 ) -> None:
     """Send ``load``: what comes at times of its own at its time, else a user's next request after the last one's end.
 
-    Where users start together, the first requests go out in order, a few milliseconds apart; ``on_start`` is awaited
-    once they are out.
+    Users start together, their first requests ``gap_s`` apart; ``on_start`` is awaited once those are out.
     """
     conversations = (list(turns) for _, turns in groupby(stream(load), key=lambda r: r.conversation))
     left = load.requests
@@ -270,7 +270,7 @@ async def drive(
             first = [(turns, prompt_of(turns[0], ())) for turns in islice(conversations, load.concurrency)]
             for turns, prompt in first:
                 tasks.append(asyncio.create_task(user(turns, prompt)))
-                await asyncio.sleep(SEND_GAP_S)
+                await asyncio.sleep(gap_s)
         if on_start:
             await on_start()
         await asyncio.gather(*tasks)

@@ -15,7 +15,7 @@ import psutil
 
 from harness import catalog
 from harness.devices import lock, nvml
-from harness.engines import arguments, vllm
+from harness.engines import arguments, probes, vllm
 from harness.errors import LoadfitError, MachineError, UsageError
 from harness.units import human
 
@@ -137,7 +137,7 @@ def _engine() -> Iterator[Check]:
     if catalog.version_key(version) > catalog.version_key(catalog.checked_version()):
         yield Check("vLLM's rules", f"predictions use those read in {catalog.rules_of(version)}", None)
     known = arguments.known()
-    lacking = [name for name in vllm.probe_arguments() if known is not None and name not in known]
+    lacking = [name for name in probes.arguments() if known is not None and name not in known]
     if lacking:
         yield Check("vLLM's hooks", f"no --{lacking[0].replace('_', '-')}", False, "the ledger will say less")
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from harness import prompts, store
 from harness.analytic import begin
 from harness.devices import procfs
-from harness.engines import log, vllm
+from harness.engines import log, probes, vllm
 from harness.engines.attached import Attached
 from harness.errors import EngineError, RecordError
 from harness.gpu_watch import BASELINE_S, GpuWatch
@@ -31,7 +31,7 @@ from harness.sampler import (
     sample_metrics,
 )
 from harness.scenario import Scenario
-from harness.sessions import Session
+from harness.sessions import Session, without
 from harness.simulate.latency import Distribution
 
 if TYPE_CHECKING:
@@ -66,6 +66,39 @@ class Progress:
         """Enter ``stage``."""
         self.stage = stage
         self.on_change(self)
+
+
+def run(
+    prepare: Callable[[], Session], scenario: Scenario, prediction: Account, out: Path, say: Callable[[str], None],
+    **how: Any,
+) -> store.RunFolder:  # fmt: skip
+    """:func:`execute` what ``prepare`` makes ready; where the engine can't load one of our probes, again without it.
+
+    ``say`` is told so in a line. The start that failed stays a run folder of its own.
+    """
+    lost: dict[str, str] = {}
+    while True:
+        session = without(prepare(), lost)
+        try:
+            folder = execute(scenario, prediction, session, out, **how)
+        finally:
+            session.close()
+        found = _not_loaded(folder, session)
+        if not found.keys() - lost.keys():
+            return folder
+        lost |= found
+        with contextlib.suppress(RecordError):
+            folder.finish()
+        for name, said in found.items():
+            say(f"the engine could not load our {name} ({said}; {folder.path}): once more without it")
+
+
+def _not_loaded(folder: store.RunFolder, session: Session) -> dict[str, str]:
+    """The probes, and what was said of them, that kept the engine from its start and that a run can do without."""
+    if folder.manifest["outcome"] != REFUSED or session.server is not None:
+        return {}
+    found = probes.at_fault(log.read_lines(folder.file(store.ENGINE_LOG)))
+    return {} if session.pace and probes.SCHEDULER in found else found  # nothing else keeps the pace
 
 
 def execute(
@@ -302,7 +335,7 @@ class _Run:
         self.cache_config = read_cache_config(text.splitlines()) if text else {}
 
     async def _under_load(self, client: Client, table: store.TableWriter) -> tuple[str, str]:
-        from harness.client import drive
+        from harness.client import SEND_GAP_S, drive
 
         load, self.progress.total = self.load, self.load.requests
         try:
@@ -341,8 +374,9 @@ class _Run:
         self.gaps = client.gaps_ns
         driving = asyncio.create_task(
             drive(
-                client, load, prompt_of, on_answer, keep_text=self.session.real_text, on_start=start_together,
-                on_all_sent=on_all_sent,
+                client, load, prompt_of, on_answer, keep_text=self.session.real_text,
+                # While the scheduler is held back the order in which they queue is to be ours.
+                gap_s=SEND_GAP_S if paused else 0.0, on_start=start_together, on_all_sent=on_all_sent,
             )
         )  # fmt: skip
         try:

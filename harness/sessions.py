@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from harness import modes
 from harness.architecture import from_config
 from harness.devices import nvml
-from harness.engines import arguments, dummy, standin, vllm, weights
+from harness.engines import arguments, dummy, probes, standin, vllm, weights
 from harness.engines.attached import Attached
 from harness.errors import MachineError
 from harness.ledger import Account, KvPool
@@ -70,6 +71,15 @@ def prepare(mode: Mode, scenario: Scenario, prediction: Account) -> Session:
 
 
 # Limits that no argument of the same name gives.
+def without(session: Session, lost: Mapping[str, str]) -> Session:
+    """``session`` without the probes that the engine could not load (argument -> its words), which its notes tell."""
+    plan = session.plan
+    plan = replace(plan, arguments={name: value for name, value in plan.arguments.items() if name not in lost})
+    engine = f"vLLM {session.engine.version}".rstrip()
+    notes = (f"{engine} could not load our {name} ({said}): {probes.LOST[name]}." for name, said in lost.items())
+    return replace(session, plan=plan, notes=(*session.notes, *notes))
+
+
 _NOT_ARGUMENTS = ("num_blocks", "tables", "speculation", "max_loras", "cuts_lone_prefill")
 
 
@@ -81,7 +91,7 @@ def scheduler_arguments(bounds: Limits) -> Arguments:
         if f.name not in _NOT_ARGUMENTS and (f.default is MISSING or getattr(bounds, f.name) != f.default)
     }
     arguments |= {"enable_prefix_caching": bounds.enable_prefix_caching, "disable_uvicorn_access_log": True}
-    return {**arguments, **vllm.probe_arguments()}
+    return {**arguments, **probes.arguments()}
 
 
 def _rehearsal(scenario: Scenario, prediction: Account, engine: vllm.Installed, scratch: Path) -> Session:
@@ -161,7 +171,7 @@ def _on_gpu(scenario: Scenario, prediction: Account, engine: vllm.Installed, scr
     resolved = settings(scenario)
     bounds = limits_of(scenario, prediction.kv)
     given = {**scheduler_arguments(bounds), "async_scheduling": bounds.async_scheduling}
-    given |= vllm.probe_arguments(asynchronous=bounds.async_scheduling)
+    given |= probes.arguments(asynchronous=bounds.async_scheduling)
     del given["block_size"]
     given |= {
         "dtype": resolved.dtype,

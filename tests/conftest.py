@@ -5,15 +5,20 @@ Starting vLLM takes most of a minute, so each real run happens once and many tes
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import fake_nvml
+import psutil
 import pytest
 from hypothesis import settings
 
@@ -35,6 +40,7 @@ class Ran:
     code: int
     out: str
     err: str
+    listening: dict[str, str] = field(default_factory=dict)  # "address port" of what its processes opened -> whose
 
     @property
     def document(self) -> dict[str, Any]:
@@ -45,17 +51,31 @@ class Ran:
         return Path(self.document["run_dir"])
 
 
-def bench(*arguments: str | Path, timeout: float = 300, **environment: str) -> Ran:
-    """Run ``bench`` with ``arguments`` as a user would."""
-    done = subprocess.run(
-        [sys.executable, "-m", "harness", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        cwd=ROOT,
-        env={**os.environ, **environment},
-    )
-    return Ran(done.returncode, done.stdout, done.stderr)
+def bench(
+    *arguments: str | Path, timeout: float = 300, look: Callable[[int], None] | None = None, **environment: str
+) -> Ran:  # fmt: skip
+    """Run ``bench`` with ``arguments`` as a user would; ``look`` is called with its process id twice a second."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "harness", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, cwd=ROOT, env={**os.environ, **environment},
+    )  # fmt: skip
+    until = time.monotonic() + timeout
+    while True:
+        try:
+            out, err = process.communicate(timeout=0.5 if look else timeout)
+        except subprocess.TimeoutExpired:
+            if look is None or time.monotonic() > until:
+                process.kill()
+                raise
+            look(process.pid)
+        else:
+            return Ran(process.returncode, out, err)
+
+
+def other_interface() -> str | None:
+    """A network interface of this computer that is not loopback and has an IPv4 address."""
+    of = {name: [a.address for a in has if a.family == socket.AF_INET] for name, has in psutil.net_if_addrs().items()}
+    return next((name for name, has in of.items() if has and not any(a.startswith("127.") for a in has)), None)
 
 
 @pytest.fixture(scope="session")
@@ -69,9 +89,23 @@ def real_vllm() -> vllm.Installed:
 
 @pytest.fixture(scope="session")
 def rehearsed(real_vllm: vllm.Installed, tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    """scenarios/70b_8k_int4.yaml rehearsed on real vLLM."""
+    """scenarios/70b_8k_int4.yaml rehearsed on real vLLM, from a shell that would have it listen to the world."""
     out = tmp_path_factory.mktemp("rehearsal")
-    return bench("run", SCENARIOS / "70b_8k_int4.yaml", "--rehearse", "--json", "--out", out)
+    listening: dict[str, str] = {}
+
+    def look(pid: int) -> None:
+        with contextlib.suppress(psutil.Error):
+            for process in psutil.Process(pid).children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    for c in process.net_connections("inet"):
+                        if c.status == psutil.CONN_LISTEN:
+                            listening[f"{c.laddr.ip} {c.laddr.port}"] = " ".join(process.cmdline())[:60]
+
+    shell = {"VLLM_HOST_IP": "0.0.0.0"}
+    if other := other_interface():
+        shell |= {"GLOO_SOCKET_IFNAME": other, "NCCL_SOCKET_IFNAME": other}
+    ran = bench("run", SCENARIOS / "70b_8k_int4.yaml", "--rehearse", "--json", "--out", out, look=look, **shell)
+    return replace(ran, listening=listening)
 
 
 @pytest.fixture(scope="session")

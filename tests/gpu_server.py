@@ -63,7 +63,6 @@ class GpuServer(Misbehaving):
 
     def __init__(self, behaviour: str, arguments: list[str]) -> None:
         super().__init__(behaviour, arguments)
-        self.arguments = dict(zip(arguments[::2], arguments[1::2], strict=False))
         self.state = Path(os.environ["FAKE_NVML"])
         self.quiet = self.state.read_text()
         self.extra: list[str] = []

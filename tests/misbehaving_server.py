@@ -11,12 +11,15 @@ where it finds ``fill``, the path of a file that it makes as large as the disk a
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import traceback
+import types
 from pathlib import Path
 
 ESCAPES = "\x1b[2J\x1b[31m\x1b]0;owned\x07<script>alert(1)</script> | `x` ``` [bold red]loud[/nothing]"
@@ -56,7 +59,7 @@ def be_worker() -> None:
 
 class Misbehaving:
     def __init__(self, behaviour: str, arguments: list[str]) -> None:
-        self.behaviour = behaviour
+        self.behaviour, self.arguments = behaviour, arguments
         self.port = int(arguments[arguments.index("--port") + 1])
         self.worker = 0
         self.dead = False
@@ -72,7 +75,8 @@ class Misbehaving:
         kind = self.behaviour
         if self.folder:
             (self.folder / "key").write_text(os.environ["VLLM_API_KEY"])
-            (self.folder / "environment").write_text(json.dumps({k: v for k, v in os.environ.items() if "VLLM" in k}))
+            told = {k: v for k, v in os.environ.items() if "VLLM" in k or k.endswith("SOCKET_IFNAME")}
+            (self.folder / "environment").write_text(json.dumps(told))
         if kind == "refuses_usage":
             sys.exit("api_server.py: error: unrecognized arguments: --made-up 1")
         if kind == "silent_exit":
@@ -100,10 +104,30 @@ class Misbehaving:
         tokens = "4,096" if kind != "odd_log" else "9,,9"
         words = ESCAPES if kind == "hostile" else ""
         say(f"CPU KV cache size: {tokens} tokens, Maximum concurrency for 512 tokens per request: 8.00x{words}")
+        if kind in ("no_scheduler_probe", "no_worker_probe"):
+            self.load_probes()
         if kind == "hangs":
             forever()
         if kind != "no_steps":
             self.steps.write_text(STEPS_HEADER + "\n")
+
+    def load_probes(self) -> None:
+        """As vLLM does: what the arguments name is imported, and the engine ends where that fails."""
+        if self.behaviour == "no_scheduler_probe":
+            sys.modules["vllm"] = types.ModuleType("vllm")  # one without the scheduler that ours is made of
+        else:
+            sys.modules["harness.engines.worker_probe"] = None  # type: ignore[assignment]
+        for flag, process in (("--worker-extension-cls", "Worker"), ("--scheduler-cls", "EngineCore")):
+            if flag not in self.arguments or (flag == "--scheduler-cls" and self.behaviour == "no_worker_probe"):
+                continue
+            module, _, name = self.arguments[self.arguments.index(flag) + 1].rpartition(".")
+            try:
+                getattr(importlib.import_module(module), name)
+            except Exception:
+                for line in traceback.format_exc().splitlines():
+                    say(line, "ERROR", process)
+                say("RuntimeError: Engine core initialization failed. See root cause above.", "ERROR")
+                sys.exit(1)
 
     def tell_secrets(self) -> None:
         """In pieces, whole, and in the forms in which servers tell them."""
@@ -158,7 +182,7 @@ class Misbehaving:
         )
 
     async def pause(self, request):  # type: ignore[no-untyped-def]
-        if self.behaviour == "no_pause":
+        if self.behaviour == "no_pause" or os.environ["VLLM_SERVER_DEV_MODE"] != "1":
             raise self.web.HTTPNotFound
         self.resumed = asyncio.Event()
         return self.web.json_response({"status": "paused"})
@@ -169,6 +193,8 @@ class Misbehaving:
         return self.web.json_response({"status": "resumed"})
 
     async def rpc(self, request):  # type: ignore[no-untyped-def]
+        if os.environ["VLLM_SERVER_DEV_MODE"] != "1":
+            raise self.web.HTTPNotFound
         if self.behaviour == "odd_probe":
             return self.web.json_response({"results": {"0": "many"}})
         if self.behaviour == "odd_log":

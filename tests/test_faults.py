@@ -29,7 +29,7 @@ from pathlib import Path
 import pytest
 
 from harness import cli
-from harness.engines import log, vllm
+from harness.engines import log, probes, vllm
 from harness.errors import MachineError, UsageError
 from harness.sampler import METRICS, read_metrics
 
@@ -425,6 +425,64 @@ def test_bench_killed_leaves_no_engine_and_a_readable_folder(moment: str, tmp_pa
         assert run.manifest["engine"]["arguments"]["block_size"] == 32
     # A scenario's folder names the run that was cut short, or the whole one before it.
     assert report(run.folder.parent, "text")[0] == 0
+
+
+LOST = {
+    "no_scheduler_probe": ("scheduler_cls", "ModuleNotFoundError: No module named 'vllm.v1'", "/metrics"),
+    "no_worker_probe": ("worker_extension_cls", "ModuleNotFoundError: import of harness.engines.worker_probe", "log"),
+}
+
+
+@pytest.mark.parametrize("behaviour", LOST)
+def test_a_probe_that_does_not_load_is_left_out_and_the_run_goes_on(behaviour: str, tmp_path: Path) -> None:
+    name, said, instead = LOST[behaviour]
+    run = finish(launch(tmp_path, behaviour, "--measure"))
+    assert (run.code, run.lines) == (0, [])
+    assert_clean(run)
+    assert re.search(rf"^faults: the engine could not load our {name} \({said}.*: once more without it$",
+                     run.stderr, re.MULTILINE)  # fmt: skip
+    folders = sorted(p for p in (run.out / "faults").iterdir() if not p.is_symlink())
+    first, second = (json.loads((f / "manifest.json").read_text()) for f in folders)
+    assert (first["outcome"], second["outcome"]) == ("refused_at_start", "completed")
+    assert first["engine"]["arguments"].keys() - second["engine"]["arguments"].keys() == {name}
+    assert second["answers"] == {"ok": 6}
+    assert (run.out / "faults" / "latest").resolve() == folders[1]
+    (note,) = second["notes"]
+    assert said in note and instead in note
+    text = assert_readable(folders[1], tmp_path)
+    assert f"could not load our {name}" in re.sub(r"\s+", " ", text)
+
+
+def test_a_pace_is_not_kept_without_the_scheduler_probe(tmp_path: Path) -> None:
+    load = {**LOAD, "shape": "poisson", "rate": 50.0}
+    del load["users"]
+    scenario = {**REHEARSAL, "model": "meta-llama/Llama-3.1-8B-Instruct", "load": load}
+    run = finish(launch(tmp_path, "no_scheduler_probe", "--rehearse", scenario=scenario))
+    assert run.code == 4 and run.manifest["outcome"] == "refused_at_start"
+    assert "No module named 'vllm.v1'" in run.lines[0]
+
+
+def test_whose_fault_a_traceback_is() -> None:
+    probe = "/x/harness/engines/worker_probe.py"
+    through = [
+        f'(Worker pid=7) ERROR 01-02 03:04:05 [core.py:1]   File "{probe}", line 150, in count_then_process',
+        "(Worker pid=7) ERROR 01-02 03:04:05 [core.py:1]     return process(model, *args, **kwargs)",
+        '(Worker pid=7) ERROR 01-02 03:04:05 [core.py:1]   File "/y/vllm/loader.py", line 3, in process',
+        "(Worker pid=7) ERROR 01-02 03:04:05 [core.py:1] torch.OutOfMemoryError: CUDA out of memory.",
+    ]
+    assert probes.at_fault(through) == {}
+    ours = [*through[:2], through[3].replace("torch.OutOfMemoryError: CUDA out of memory.", "TypeError: no")]
+    assert probes.at_fault(ours) == {"worker_extension_cls": "TypeError: no"}
+    # Two workers speak at once: each has a traceback of its own.
+    other = [line.replace("pid=7", "pid=8") for line in through]
+    assert probes.at_fault([line for pair in zip(other, through, strict=True) for line in pair]) == {}
+    conflict = "AssertionError: Worker class <class 'Worker'> already has an attribute x, which conflicts with the " \
+               "worker extension class <class 'harness.engines.worker_probe.WorkerProbe'>."  # fmt: skip
+    assert list(probes.at_fault([conflict])) == ["worker_extension_cls"]
+    assert set(probes.at_fault(["ModuleNotFoundError: No module named 'harness'"])) == set(probes.LOST)
+    # What was given to the engine is no fault.
+    assert probes.at_fault(["INFO 1 2 [x.py:1] non-default args: {'scheduler_cls': 'harness.engines.scheduler_probe'}",
+                            "ValueError: of harness.engines.scheduler_probe.RecordingScheduler"]) == {}  # fmt: skip
 
 
 def test_a_later_run_that_was_cut_short_is_told(runs: dict[str, Future[Run]], tmp_path: Path) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
 import time
+import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +23,9 @@ import fake_nvml
 import pytest
 from fake_nvml import H100, MIB, Node, device
 from gpu_server import BLOCK_BYTES, BLOCKS, IDLE, LATE, LOADED, RUN
+from test_faults import processes, report
 
+from harness.engines import vllm
 from harness.ledger import ADDITIVE, Account
 from harness.report.tables import Run, load_run
 
@@ -373,6 +378,49 @@ def test_two_benches_on_one_gpu(node: Node, tmp_path: Path) -> None:
         first.send_signal(signal.SIGINT)
         assert finish(first, tmp_path / "first").code == 130
     assert bench(node, tmp_path / "third", "fine").code == 0  # it was let go
+
+
+# How many runs are killed; a soak has more: LOADFIT_KILLS=50 pytest tests/test_gpu_runs.py -k killed
+KILLS = int(os.environ.get("LOADFIT_KILLS", "4"))
+LASTS_S = 6.0  # a run, from its folder to its end
+
+
+def test_runs_killed_at_any_moment_leave_no_process_and_a_readable_folder(nvml_library: Path, tmp_path: Path) -> None:
+    def kill(n: int) -> tuple[Path, list[str]]:
+        """The folder, and who is left of the processes, of a run that gets SIGKILL in the n-th part of its time."""
+        after_s, mark = (n + random.random()) / KILLS * LASTS_S, uuid.uuid4().hex
+        for attempt in range(10):
+            home = tmp_path / f"{n}.{attempt}"
+            home.mkdir()
+            node = Node(nvml_library, home / "nvml.state").say(device(f"{H100}-{mark}"))
+            running = start(node, home / "run", "fine", LOADFIT_TEST_MARK=mark)
+            assert _soon(lambda at=home / "run/out/gpu": list(at.glob("*.partial")))  # type: ignore[misc]
+            time.sleep(after_s)
+            running.kill()
+            running.communicate()
+            if running.returncode == -signal.SIGKILL:
+                break
+            after_s *= 0.8  # it had ended
+        _soon(lambda: not processes(mark), vllm.GRACE_S + 10)
+        (folder,) = (p for p in (home / "run/out/gpu").iterdir() if not p.is_symlink())
+        return folder, list(processes(mark).values())
+
+    with ThreadPoolExecutor(4) as pool:
+        killed = list(pool.map(kill, range(KILLS)))
+    assert [left for _, left in killed if left] == []
+    moments = Counter()
+    for folder, _ in killed:
+        code, shown, said = report(folder, "text")
+        if not (folder / "manifest.json").exists():
+            assert (code, said.count("\n")) == (2, 1) and "cut short before the run began" in said
+            moments["before it began"] += 1
+            continue
+        assert (code, said) == (0, "") and "gpu" in shown
+        marks = list(json.loads((folder / "manifest.json").read_text())["marks"])
+        moments[marks[-1] if marks else "at its beginning"] += 1
+        if folder.suffix == ".partial" and "stop" not in marks:
+            assert "interrupted" in shown
+    print(f"killed after: {dict(moments)}")
 
 
 def _soon(what: Callable[[], object], seconds: float = 30) -> bool:

@@ -84,6 +84,11 @@ def test_no_key_is_written_down(rehearsed: Ran) -> None:
         assert "VLLM_API_KEY" not in file.read_text(errors="replace"), file
 
 
+def test_nothing_of_the_engine_listens_beyond_loopback(rehearsed: Ran) -> None:
+    assert any("VLLM::Worker" in who for who in rehearsed.listening.values()), "gloo's sockets were not seen"
+    assert {where.split()[0] for where in rehearsed.listening} == {"127.0.0.1"}, rehearsed.listening
+
+
 def test_requests_that_come_by_the_clock_meet_as_many_as_was_predicted(paced: Ran) -> None:
     assert paced.code == 0, paced.err
     run = harness.load_run(paced.folder)

@@ -137,22 +137,34 @@ def test_our_server_listens_on_loopback_with_a_key_of_its_own(tmp_path: Path) ->
         environment = json.loads((run.home / "environment").read_text())
         assert environment["VLLM_SERVER_DEV_MODE"] == "1"  # the probe needs it
         assert environment["VLLM_ALLOW_INSECURE_SERIALIZATION"] == "0"
+        assert vllm.ON_LOOPBACK.items() <= environment.items()
     assert len(keys) == 2 and min(map(len, keys)) >= 32
     line = vllm.command_line(vllm.ServerPlan(tmp_path, tmp_path, {"seed": 1}), 8123)
     assert [line[i + 1] for i, word in enumerate(line) if word == "--host"] == ["127.0.0.1"]
     assert "--trust-remote-code" not in line
 
 
-def test_without_a_probe_there_are_no_dev_endpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")  # whatever the shell says
+def environment_of(arguments: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Of a server that is started with ``arguments``."""
     monkeypatch.setenv("LOADFIT_TEST_FOLDER", str(tmp_path))
     monkeypatch.setenv("LOADFIT_SERVER_COMMAND", json.dumps([sys.executable, str(SERVER), "silent_exit"]))
     (tmp_path / "scratch").mkdir()
-    server = vllm.Server(vllm.ServerPlan("x", tmp_path / "scratch", {}), tmp_path / "log", tmp_path / "steps")
+    server = vllm.Server(vllm.ServerPlan("x", tmp_path / "scratch", arguments), tmp_path / "log", tmp_path / "steps")
     server.start()
     assert wait_for(lambda: server.exit_code is not None)
     server.stop()
-    assert json.loads((tmp_path / "environment").read_text())["VLLM_SERVER_DEV_MODE"] == "0"
+    return json.loads((tmp_path / "environment").read_text())
+
+
+def test_without_a_probe_there_are_no_dev_endpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")  # whatever the shell says
+    assert environment_of({}, tmp_path, monkeypatch)["VLLM_SERVER_DEV_MODE"] == "0"
+
+
+def test_a_ray_cluster_keeps_its_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_HOST_IP", "192.0.2.7")
+    ray = environment_of({"distributed_executor_backend": "ray"}, tmp_path, monkeypatch)
+    assert ray["VLLM_HOST_IP"] == "192.0.2.7" and "GLOO_SOCKET_IFNAME" not in ray
 
 
 @pytest.mark.parametrize(

@@ -193,16 +193,17 @@ def _engine(
     mode: Any, scenario: Scenario, prediction: Account, out: Path, how: dict[str, Any],
     server: Attached | None = None, *, quiet: bool,
 ) -> tuple[int, Reading | None]:  # fmt: skip
+    from harness import run as running
     from harness import sessions
     from harness.commands.progress import watching
-    from harness.run import execute
 
-    session = sessions.attach(scenario, prediction, server) if server else sessions.prepare(mode, scenario, prediction)
-    try:
-        with watching() as progress:
-            folder = execute(scenario, prediction, session, out, progress=progress, **how)
-    finally:
-        session.close()
+    def prepare() -> sessions.Session:
+        return sessions.attach(scenario, prediction, server) if server else sessions.prepare(mode, scenario, prediction)
+
+    with watching() as progress:
+        folder = running.run(
+            prepare, scenario, prediction, out, lambda text: _say(scenario, text), progress=progress, **how
+        )
     if folder.manifest["outcome"] == "not_recorded":
         click.echo(f"bench: {folder.manifest['reason']}: {folder.path}", err=True)
         return EXIT_MACHINE, None

@@ -81,6 +81,12 @@ def plain(line: str) -> str:
     return _RECORD.sub("", line.rstrip("\n"), count=1).strip()
 
 
+def process(line: str) -> str:
+    """Which process a log line is of, as it names itself; "" where it does not."""
+    record = _RECORD.match(line)
+    return (record and record["process"]) or ""
+
+
 def stage(line: str) -> str | None:
     """What the start has come to, where ``line`` tells it."""
     for pattern, name in STAGES:
@@ -101,10 +107,10 @@ def reason(lines: Iterable[str]) -> str | None:
     """
     found = None
     for line in lines:
-        record = _RECORD.match(line)
-        match = _REASON.search(plain(line))
-        if not match or (record and record["level"] in ("INFO", "WARNING", "DEBUG")):
-            continue
+        record, text = _RECORD.match(line), plain(line)
+        match = _REASON.search(text)
+        if not match or text.startswith("loadfit: ") or (record and record["level"] in ("INFO", "WARNING", "DEBUG")):
+            continue  # our probes go on without what they could not do
         kind, usage = match["kind"], match["usage"]
         text = f"{kind}: {match['text']}" if kind else f"error: {usage}" if usage else match["value"] or match["dead"]
         if any(w in text for w in _WRAPPERS):

@@ -20,7 +20,7 @@ import json
 import os
 import time
 from collections import deque
-from typing import Any
+from typing import Any, TextIO
 
 from vllm.v1.core.sched.scheduler import Scheduler
 
@@ -45,8 +45,7 @@ class _Recording:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        path = os.environ.get("LOADFIT_STEPS")
-        self._loadfit_file = open(path, "a", buffering=1, encoding="ascii") if path else None  # noqa: SIM115, PTH123
+        self._loadfit_file: TextIO | None = None
         self._loadfit_pace: dict[str, Any] | None = None
         if os.environ.get("LOADFIT_PACE"):
             with open(os.environ["LOADFIT_PACE"], encoding="ascii") as file:  # noqa: PTH123
@@ -54,16 +53,22 @@ class _Recording:
         self._loadfit_decoding: set[str] = set()  # requests that had a token in their last step
         self._loadfit_under_way: deque[list[int]] = deque()  # rows of steps that have not ended
         self._loadfit_ended_ns = 0  # when the last one did
-        if self._loadfit_file:
-            self._loadfit_file.write(HEADER + "\n")
+        try:
+            if path := os.environ.get("LOADFIT_STEPS"):
+                self._loadfit_file = open(path, "a", buffering=1, encoding="ascii")  # noqa: SIM115, PTH123
+                self._loadfit_file.write(HEADER + "\n")
+        except OSError as error:  # the engine runs all the same
+            self._loadfit_file = None
+            print(f"loadfit: the scheduler's steps can't be written down: {error}", flush=True)
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """As vLLM's. A fault of the recording ends the recording, never the engine."""
         began_ns = time.monotonic_ns()
         plan = super().schedule(*args, **kwargs)  # type: ignore[misc]
-        if self._loadfit_file and plan.total_num_scheduled_tokens:
+        if self._loadfit_file:
             try:
-                self._loadfit_under_way.append([began_ns, *self._loadfit_row(plan)])
+                if plan.total_num_scheduled_tokens:
+                    self._loadfit_under_way.append([began_ns, *self._loadfit_row(plan)])
             except Exception as error:
                 self._loadfit_end(error)
         return plan

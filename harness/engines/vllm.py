@@ -28,6 +28,11 @@ GRACE_S = 5.0
 PACE = "LOADFIT_PACE"  # a file with the step times that the scheduler is held to, see scheduler_probe
 LOOPBACK = "127.0.0.1"
 SERVED_NAME = "loadfit"
+# What else the engine opens, its processes' stores, queues and groups (vLLM, gloo, NCCL), whatever the shell says: left
+# alone each takes the address of a network interface, or what this computer's name stands for.
+ON_LOOPBACK = {
+    "VLLM_HOST_IP": LOOPBACK, "VLLM_LOOPBACK_IP": LOOPBACK, "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -135,15 +140,6 @@ def command_line(plan: ServerPlan, port: int) -> list[str]:
     return line
 
 
-def probe_arguments(*, asynchronous: bool = False) -> dict[str, str | int | float | bool]:
-    """The arguments that put our two probes into the engine."""
-    scheduler = "RecordingAsyncScheduler" if asynchronous else "RecordingScheduler"
-    return {
-        "scheduler_cls": f"harness.engines.scheduler_probe.{scheduler}",
-        "worker_extension_cls": "harness.engines.worker_probe.WorkerProbe",
-    }
-
-
 def free_port(wanted: int | None = None) -> int:
     """A free loopback port (``wanted`` where given). Raises MachineError where it is taken."""
     with socket.socket() as probe:
@@ -219,6 +215,8 @@ class Server:
             "VLLM_NO_USAGE_STATS": "1",
             "LOADFIT_STEPS": str(self._steps_path.absolute()),  # the engine lives in another folder
             "TMPDIR": scratch,
+            # A Ray cluster has addresses of its own, and vLLM looks for its node by them.
+            **(ON_LOOPBACK if self.plan.arguments.get("distributed_executor_backend") != "ray" else {}),
             **_absolute_pythonpath(),
             **self.plan.environment,
         }
