@@ -30,6 +30,7 @@ from harness.predict.admission import budget, grant
 from harness.predict.calibrated import WORDS, kinds
 from harness.predict.estimate import Estimate
 from harness.predict.overhead import graph_units, graphs_a_layer
+from harness.predict.refitted import GRAPHS_RESERVED
 from harness.predict.settings import Settings, device_gpu
 from harness.predict.step_time import Efficiency, published
 from harness.roofline import FITTED_SHARES, Reached, off, reached
@@ -40,7 +41,8 @@ from harness.units import MIB
 
 T = TypeVar("T")
 LEAST = 3  # runs, fewer are not held out; depths, fewer tell no slope
-OF_A_STAGE = (Term.ACTIVATION_PEAK, Term.CUDA_GRAPHS)  # the other constants are the same on every stage
+GRAPHS = (Term.CUDA_GRAPHS, GRAPHS_RESERVED)
+OF_A_STAGE = (Term.ACTIVATION_PEAK, *GRAPHS)  # the other constants are the same on every stage
 MODELS = 8  # from which an interval may become narrower
 PRINTED = 5 * MIB  # a log has two decimals of a GiB: half of the last one, rounded up
 
@@ -64,6 +66,7 @@ class Case:
             Term.NON_TORCH_INCREASE: b.non_torch,
             Term.ACTIVATION_PEAK: b.activation,
             Term.CUDA_GRAPHS: b.graphs,
+            GRAPHS_RESERVED: b.reserved,
             Term.KV_AVAILABLE: b.available,
         }
 
@@ -171,7 +174,7 @@ def _seen(case: Case) -> Iterator[tuple[tuple[str, str], Seen]]:
         if term not in case.run.measured or (case.staged and term in OF_A_STAGE):
             continue
         one = Seen(case.run.scenario.model_name, case.run.measured[term], law[term].bytes, published[term])
-        if term == Term.CUDA_GRAPHS:
+        if term in GRAPHS:
             units = graph_units(case.architecture, case.settings, case.stage)[1]
             slope, rate = graphs_a_layer(case.settings), case.architecture.mixture is not None
             one = replace(one, units=units, slope=slope, rate=rate)

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness import imported, store
+from harness import device_ledger, imported, store
 from harness.errors import LoadfitError, UsageError
 from harness.ledger import Ledger, Phase, RungName, Term
 from harness.measure import measure
+from harness.predict.refitted import GRAPHS_RESERVED
 from harness.scenario import Scenario, parse_scenario
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ _VERSION = re.compile(r"\d{1,6}\.\d{1,6}(?:\.\d{1,6})?", re.ASCII)
 
 @dataclass(frozen=True)
 class Run:
-    """``measured``: bytes by term, of the fullest rank when idle; what is not known is not there."""
+    """``measured``: bytes by term, of the fullest rank when idle, and what vLLM estimated for its graphs; what is not
+    known is not there."""
 
     name: str
     scenario: Scenario
@@ -73,6 +75,10 @@ def _of(record: store.RunRecord, name: str, scenario: Scenario) -> Run | str:
     if account is None or admits is None or not admits.holds:
         return f"no pool was granted: {record.manifest.get('reason') or record.outcome}"
     measured = _terms(account.ledger)
+    for rank in device_ledger.ranks(record)[:1]:
+        estimated, _ = rank.figure("graphs_estimated_bytes")
+        if estimated is not None:
+            measured[GRAPHS_RESERVED] = estimated
     if not measured:
         return "it states none of the terms (a log at DEBUG states all of them)"
     return Run(name, scenario, measured, record.tables.get("steps"))

@@ -125,6 +125,27 @@ def test_what_no_run_tells_stays_and_is_named() -> None:
     assert found.not_refitted["step_times"] == "no run recorded its steps"
 
 
+def test_from_0_20_on_the_budget_holds_an_estimate_of_the_graphs_and_both_are_found() -> None:
+    """The pool follows what is reserved, what is left on the device what the capture takes."""
+    def one(model: str) -> Scenario:
+        return scenario(model, vllm="0.21")
+
+    cases = [case_of(Run(m, one(m), {})) for m in MODELS]
+    off = [{t: e.bytes for t, e in c.terms(None).items()} for c in cases]
+    for terms in off:
+        terms["cuda_graphs"] += 10**8
+        terms["graphs_reserved"] -= 2 * 10**8
+        terms["kv_available"] += 2 * 10**8
+    found = calibrate([Run(m, one(m), terms) for m, terms in zip(MODELS, off, strict=True)], TODAY)
+    assert found.pool is not None and found.pool.before == 2 * 10**8 and found.pool.after < 100  # slopes are rounded
+    plain, with_it = (predict(one(MODELS[1]).model_copy(update={"calibration": c})) for c in (None, found))
+    for term, change in (("cuda_graphs", 10**8), ("kv_available", 2 * 10**8)):
+        sizes = [a.ledger.bytes_of(term) for a in (plain, with_it)]
+        assert sizes[1] - sizes[0] == pytest.approx(change, abs=100), term  # type: ignore[operator]
+    starts = [a.rung("STARTS").margin_bytes for a in (plain, with_it)]  # type: ignore[union-attr]
+    assert starts[1] - starts[0] == pytest.approx(-3 * 10**8, abs=with_it.kv.bytes_per_block)  # type: ignore[operator]
+
+
 # -- steps ---------------------------------------------------------------------------------------------
 
 
@@ -219,8 +240,10 @@ def test_a_prediction_uses_it_and_says_so(made: tuple[Ran, Path], ask: Path, tmp
     assert with_it.document["prediction"]["load"]["e2e_mean_s"] != plain.document["prediction"]["load"]["e2e_mean_s"]
     shown = " ".join(bench("report", with_it.folder).out.split())
     assert said in shown and "with the shares that 4 runs of this GPU reached" in shown
-    capacity = bench("capacity", ask, "--calibration", made[1], "--json")
-    assert capacity.code == 0 and capacity.document["calibration"] == said
+    for verb in ("capacity", "paging"):
+        ran = bench(verb, ask, "--calibration", made[1], "--json")
+        assert ran.code == 0 and ran.document["calibration"] == said
+        assert said in " ".join(bench(verb, ask, "--calibration", made[1]).out.split())
 
 
 def test_a_folder_is_reproducible_from_itself(made: tuple[Ran, Path], ask: Path, tmp_path: Path) -> None:

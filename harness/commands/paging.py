@@ -40,10 +40,10 @@ def paging(scenario: str, overrides: tuple[str, ...], calibration: Path | None, 
     from harness.report import paging as report
 
     if as_json:
-        click.echo(json.dumps(report.document(loaded, account.kv, uses), indent=1))
+        click.echo(json.dumps(report.document(loaded, account, uses), indent=1))
         return
     from rich.console import Console
 
     from harness.report import text
 
-    text.show(report.build(loaded, account.kv, uses), Console())
+    text.show(report.build(loaded, account, uses), Console())

@@ -42,6 +42,7 @@ class Budget:
     non_torch: Estimate
     activation: Estimate
     graphs: Estimate
+    reserved: Estimate  # for them in the budget
     requested: Estimate
     profiled: Estimate  # what the profile leaves for KV
     available: Estimate  # the same, unless the pool is set by hand
@@ -123,11 +124,12 @@ def budget(architecture: Architecture, settings: Settings, gpu: Gpu, stage: int)
         overhead.cuda_graphs(architecture, settings, stage),
     )
     requested = _requested(total, settings.gpu_memory_utilization)
+    reserved = overhead.graphs_reserved(architecture, settings, stage)
     init = overhead.runtime_at_init(settings, gpu)
-    profiled = _profiled(requested, parts, init, settings)
+    profiled = _profiled(requested, (*parts[:-1], reserved), init, settings)
     block = kv_cache.bytes_per_block(architecture, settings, stage)
     available = _by_hand(settings, block) or profiled
-    return Budget(stage, total, init, settings.in_use, *parts, requested, profiled, available, block)
+    return Budget(stage, total, init, settings.in_use, *parts, reserved, requested, profiled, available, block)
 
 
 def _requested(total: Estimate, share: float) -> Estimate:
@@ -136,8 +138,7 @@ def _requested(total: Estimate, share: float) -> Estimate:
 
 
 def _profiled(requested: Estimate, parts: tuple[Estimate, ...], init: Estimate, settings: Settings) -> Estimate:
-    in_budget, all_in_use = settings.graphs_in_budget, settings.defaults.counts_all_in_use
-    counted = parts if in_budget else parts[:-1]
+    in_budget, all_in_use, counted = settings.graphs_in_budget, settings.defaults.counts_all_in_use, parts
     words = "requested - weights - non_torch_increase - activation_peak"
     if all_in_use:
         # V1 before 0.9.1 subtracts all that is not PyTorch's, whosever it is.

@@ -10,7 +10,7 @@ from harness.catalog import Gpu
 from harness.ledger import Term
 from harness.predict.admission import Budget, budget
 from harness.predict.overhead import graph_units
-from harness.predict.refitted import ranks
+from harness.predict.refitted import GRAPHS_RESERVED, ranks
 from harness.predict.settings import Settings
 from harness.scenario import Calibration
 from harness.units import gib
@@ -20,6 +20,7 @@ WORDS = {
     "non_torch_increase": "non-torch increase",
     "activation_peak": "activation peak",
     "cuda_graphs": "CUDA graphs",
+    GRAPHS_RESERVED: "reserved for graphs",
 }
 
 
@@ -47,6 +48,7 @@ def _pairs(before: Budget, now: Budget) -> Iterator[tuple[str, int, int]]:
     yield WORDS["non_torch_increase"], before.non_torch.bytes, now.non_torch.bytes
     yield WORDS["activation_peak"], before.activation.bytes, now.activation.bytes
     yield WORDS["cuda_graphs"], before.graphs.bytes, now.graphs.bytes
+    yield WORDS[GRAPHS_RESERVED], before.reserved.bytes, now.reserved.bytes
     yield "left for KV", before.available.bytes, now.available.bytes
 
 
@@ -59,6 +61,8 @@ def kinds(architecture: Architecture, chosen: Settings, stage: int) -> dict[str,
     }
     if not chosen.enforce_eager:
         found[str(Term.CUDA_GRAPHS)] = graph_units(architecture, chosen, stage)[0]
+        if chosen.graphs_in_budget:
+            found[GRAPHS_RESERVED] = found[str(Term.CUDA_GRAPHS)]
     return found
 
 

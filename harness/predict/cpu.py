@@ -57,8 +57,8 @@ def _grant(architecture: Architecture, chosen: Settings, scenario: Scenario) -> 
     nothing = Estimate.exact(0, "no such term on a CPU")
     budget = Budget(
         stage=0, cuda_total=memory, init=runtime, weights=weights, non_torch=_late_growth(scenario),
-        activation=_activations(architecture, chosen, scenario), graphs=nothing, requested=memory, others=0,
-        profiled=available, available=available, block_bytes=block,
+        activation=_activations(architecture, chosen, scenario), graphs=nothing, reserved=nothing,
+        requested=memory, others=0, profiled=available, available=available, block_bytes=block,
     )  # fmt: skip
     needed = kv_cache.request_blocks(architecture, chosen, chosen.max_model_len) * block
     check = available.bytes - block

@@ -84,7 +84,7 @@ def _starts(architecture: Architecture, settings: Settings, grant: Grant) -> Run
     used = _on_device(b) + warm_up + slack.bytes
     margin = b.cuda_total.bytes - used
     low, high = _starts_interval(b, settings, warm_up, slack)
-    graphs = b.graphs.high - b.graphs.bytes if settings.graphs_in_budget else b.graphs.bytes
+    graphs = b.graphs.high - b.reserved.bytes if settings.graphs_in_budget else b.graphs.bytes
     outside = {
         Term.RUNTIME_AT_INIT: b.init.bytes,
         Term.OTHER_PROCESSES: b.others,
@@ -153,7 +153,7 @@ def _starts_interval(b: Budget, settings: Settings, warm_up: int, slack: Estimat
     low, high = low - b.requested.low, high - b.requested.high
     if settings.graphs_in_budget:
         # The budget holds the estimate; what the capture takes more or less lies outside.
-        return low - (b.graphs.high - b.graphs.bytes), high + (b.graphs.bytes - b.graphs.low)
+        return low - (b.graphs.high - b.reserved.bytes), high + (b.reserved.bytes - b.graphs.low)
     return low - b.graphs.high, high - b.graphs.low
 
 

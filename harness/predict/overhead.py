@@ -12,7 +12,7 @@ from harness.catalog import Gpu
 from harness.ledger import Term
 from harness.predict.activations import sampler_state
 from harness.predict.estimate import Estimate
-from harness.predict.refitted import ranks, refitted
+from harness.predict.refitted import GRAPHS_RESERVED, ranks, refitted
 from harness.predict.settings import Settings
 from harness.units import GIB
 
@@ -135,6 +135,14 @@ def cuda_graphs(architecture: Architecture, settings: Settings, stage: int = 0) 
         return Estimate.exact(0, "enforce_eager: no graphs")
     of, units = graph_units(architecture, settings, stage)
     return refitted(settings, Term.CUDA_GRAPHS, of, _published_graphs(architecture, settings, stage), units)
+
+
+def graphs_reserved(architecture: Architecture, settings: Settings, stage: int = 0) -> Estimate:
+    """Bytes that the budget holds for graphs, where it does: vLLM's own estimate, predicted as the graphs are."""
+    if settings.enforce_eager or not settings.graphs_in_budget:
+        return Estimate.exact(0, "no graphs in the budget")
+    of, units = graph_units(architecture, settings, stage)
+    return refitted(settings, GRAPHS_RESERVED, of, _published_graphs(architecture, settings, stage), units)
 
 
 def graph_units(architecture: Architecture, settings: Settings, stage: int = 0) -> tuple[str, int]:

@@ -10,6 +10,8 @@ from harness.ledger import Term
 from harness.predict.estimate import Estimate
 from harness.predict.settings import Settings
 
+GRAPHS_RESERVED = "graphs_reserved"  # no term of the ledger: what the budget holds for them is vLLM's estimate
+
 
 def ranks(settings: Settings) -> str:
     """What the runtime and the non-torch increase are constants of."""
@@ -19,7 +21,7 @@ def ranks(settings: Settings) -> str:
     return " ".join(f"{name}={size}" for name, size in sizes.items() if name != "dp" or size > 1)
 
 
-def refitted(settings: Settings, term: Term, of: str, published: Estimate, units: int = 0) -> Estimate:
+def refitted(settings: Settings, term: str, of: str, published: Estimate, units: int = 0) -> Estimate:
     """The constant of ``term`` for ``of``: the calibration's, where the scenario has one that knows it.
 
     ``units``: what its bytes for each unit are multiplied with.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from harness.ledger import KvPool
+from harness.ledger import Account
 from harness.report.content import Report, Section
 from harness.report.table import Table
 from harness.scenario import Scenario
@@ -15,8 +15,9 @@ from harness.units import GIB, human
 SCHEMA = 1
 
 
-def build(scenario: Scenario, kv: KvPool, uses: tuple[Use, ...]) -> Report:
-    """The report: a row for each allocator."""
+def build(scenario: Scenario, account: Account, uses: tuple[Use, ...]) -> Report:
+    """The report: a row for each allocator on the pool of ``account``."""
+    kv = account.kv
     bytes_per_token = kv.bytes_per_token or 0
     rows = [
         (
@@ -35,25 +36,28 @@ def build(scenario: Scenario, kv: KvPool, uses: tuple[Use, ...]) -> Report:
     ]
     if len(uses) < 11:
         sentences.append("Left out: what can't serve the longest request at all.")
-    lead = (
+    lead = [
         f"The load of {scenario.name} on {pool:,} tokens of KV ({human(pool * bytes_per_token)}), allocated in each "
-        "way; the scheduler is the same and prefix caching is off.",
-    )
+        "way; the scheduler is the same and prefix caching is off."
+    ]
+    if account.calibration:
+        lead.append(account.calibration)
     section = Section("The same load in each way", tuple(sentences), Table(heads, tuple(rows)))
-    return Report(f"{scenario.name} · paging", lead, (section,))
+    return Report(f"{scenario.name} · paging", tuple(lead), (section,))
 
 
 def _gib(size: float) -> str:
     return f"{size / GIB:.2f}"
 
 
-def document(scenario: Scenario, kv: KvPool, uses: tuple[Use, ...]) -> dict[str, Any]:
+def document(scenario: Scenario, account: Account, uses: tuple[Use, ...]) -> dict[str, Any]:
     """The one JSON document; tokens and bytes are means over the steps."""
-    per_token = kv.bytes_per_token or 0
+    per_token = account.kv.bytes_per_token or 0
     return {
         "schema": SCHEMA,
         "scenario": scenario.name,
-        "kv": asdict(kv),
+        "calibration": account.calibration or None,
+        "kv": asdict(account.kv),
         "allocators": [
             {
                 **asdict(use), "wasted_share": use.wasted_share,

@@ -45,7 +45,7 @@ def _version(text: str) -> str:
 class Constant(Part):
     """A fitted constant. Bytes; errors are absolute, the median over the runs."""
 
-    term: Literal["runtime_at_init", "non_torch_increase", "activation_peak", "cuda_graphs"]
+    term: Literal["runtime_at_init", "non_torch_increase", "activation_peak", "cuda_graphs", "graphs_reserved"]
     of: Text = Field(description="what it is a constant of: the ranks, the model runner, the kind of graphs")
     bytes: Bytes
     bytes_per_unit: Bytes = Field(0, description="of graphs, for each layer; for each captured size with experts")
