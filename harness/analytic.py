@@ -27,7 +27,7 @@ def analytic(scenario: Scenario, prediction: Account, out: Path, why: str) -> st
 
 def begin(
     out: Path, scenario: Scenario, prediction: Account, expected: Account, mode: str, why: str,
-    outcome: str = "running", host: dict[str, Any] | None = None,
+    outcome: str = "running", host: dict[str, Any] | None = None, series: store.Place | None = None,
 ) -> store.RunFolder:  # fmt: skip
     """A run folder with all that is known before the run; none is left where it can't be written."""
     folder = store.RunFolder.create(out, scenario.name, mode)
@@ -52,6 +52,7 @@ def begin(
             device="cpu" if scenario.on_cpu or mode != "measured" else "gpu",
             marks={},
             outcome=outcome,
+            **({"series": series} if series else {}),
         )
     except RecordError:
         folder.discard()

@@ -10,6 +10,9 @@ from harness.ledger import STATED, TRAINING_STATED, Account, LoadFigures, Phase,
 from harness.scenario import Expect, Slo
 
 
+EQUAL = 0.005  # figures that differ by less are the same
+
+
 @dataclass(frozen=True)
 class TermRow:
     """One term of the ledger on both sides, in bytes. ``inside``: measured lies within low and high."""

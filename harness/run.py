@@ -113,10 +113,12 @@ def execute(
     interval_s: float = DEVICE_INTERVAL_S,
     isolation: str = "warn",
     progress: Progress | None = None,
+    series: store.Place | None = None,
 ) -> store.RunFolder:
     """Run ``scenario`` as ``session`` says; the folder, whatever became of the run, still to be finished.
 
-    ``interval_s``: between two readings of the GPUs; ``isolation``: "fail" or "warn" where others are on them.
+    ``interval_s``: between two readings of the GPUs; ``isolation``: "fail" or "warn" where others are on them;
+    ``series``: the run's place among repeats.
 
     The manifest's ``outcome`` and ``reason`` tell how it ended. Raises RecordError only where not even the folder
     could be begun, MachineError where the port is taken or the GPUs are.
@@ -125,7 +127,9 @@ def execute(
     attached = session.server is not None
     gpus = GpuWatch(session.gpus, isolation, attached=attached) if session.gpus else None
     try:
-        return _execute(scenario, prediction, session, out, why, port, start_timeout_s, interval_s, gpus, progress)
+        return _execute(
+            scenario, prediction, session, out, why, port, start_timeout_s, interval_s, gpus, progress, series
+        )
     finally:
         if gpus:
             gpus.end()
@@ -133,10 +137,12 @@ def execute(
 
 def _execute(
     scenario: Scenario, prediction: Account, session: Session, out: Path, why: str, port: int, start_timeout_s: float,
-    interval_s: float, gpus: GpuWatch | None, progress: Progress | None,
+    interval_s: float, gpus: GpuWatch | None, progress: Progress | None, series: store.Place | None,
 ) -> store.RunFolder:  # fmt: skip
     with Interrupts() as interrupts:
-        folder = begin(out, scenario, prediction, session.expected, session.mode, why, host=procfs.host())
+        folder = begin(
+            out, scenario, prediction, session.expected, session.mode, why, host=procfs.host(), series=series
+        )
         run = _Run(scenario, session, folder, port, start_timeout_s, interval_s, gpus, progress or Progress())
         try:
             outcome, reason = interrupts.run(run.all()) or (INTERRUPTED, "")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from harness.compare import Comparison, FigureRow, RungRow, TermRow, check, compare
+from harness.compare import EQUAL, Comparison, FigureRow, RungRow, TermRow, check, compare
 from harness.errors import LoadfitError, UsageError
 from harness.explain import explain, heading
 from harness.ledger import Account
@@ -150,26 +150,37 @@ def build(reading: Reading) -> Report:
     )
 
 
-def _lead(reading: Reading) -> Iterable[str]:
-    scenario, record = reading.scenario, reading.record
+def setting(reading: Reading) -> Iterable[str]:
+    """What was asked, of what on what, and how far it was predicted to come."""
+    scenario, prediction = reading.scenario, reading.record.prediction
     if scenario.question:
         yield scenario.question.strip()
     device = "this computer (CPU)" if scenario.on_cpu else _gpu(scenario)
     yield f"{scenario.model_name}, weights {scenario.weights.format}, on {device}, vLLM {scenario.engine.vllm}."
-    if record.prediction.calibration:
-        yield record.prediction.calibration
-    if record.prediction.rungs:
-        yield f"Predicted to reach: {record.prediction.highest or 'none of the four rungs'}."
+    if prediction.calibration:
+        yield prediction.calibration
+    if prediction.rungs:
+        yield f"Predicted to reach: {prediction.highest or 'none of the four rungs'}."
+
+
+def ran(reading: Reading) -> str:
+    """How it was run, and by what."""
+    engine = reading.record.manifest.get("engine", {})
+    by = f"{engine.get('distribution', 'vLLM')} {engine.get('version', '')}".strip()
+    return f"{reading.record.mode.capitalize()} ({_real(reading)}) by {by}"
+
+
+def _lead(reading: Reading) -> Iterable[str]:
+    yield from setting(reading)
+    scenario, record = reading.scenario, reading.record
     if record.mode == "analytic":
         yield f"Analytic: arithmetic and the simulated scheduler; {record.manifest.get('why') or 'nothing was run'}."
     else:
-        engine = record.manifest.get("engine", {})
-        ran = f"{engine.get('distribution', 'vLLM')} {engine.get('version', '')}".strip()
-        outcome = OUTCOMES.get(record.outcome, record.outcome)
-        what = _real(reading)
-        yield f"{record.mode.capitalize()} ({what}) by {ran}: {outcome}."
+        yield f"{ran(reading)}: {OUTCOMES.get(record.outcome, record.outcome)}."
         if record.outcome != "completed" and record.manifest.get("reason"):
             yield f"{record.manifest['reason']}"
+    if record.series:
+        yield f"Repeat {record.series['repeat']} of {record.series['repeats']}."
     if scenario.engine.trust_remote_code:
         yield "The scenario lets the model's own code run (trust_remote_code: true)."
 
@@ -226,6 +237,16 @@ def rungs_table(comparison: Comparison, questions: dict[str, str] = QUESTIONS) -
     )  # fmt: skip
 
 
+def sizes(largest: int) -> tuple[str, Callable[..., str]]:
+    """The unit for figures up to ``largest`` bytes, and what writes bytes in it: (value, sign="")."""
+    unit, scale, digits = ("GiB", GIB, 2) if largest >= 8 * GIB else ("MiB", MIB, 1)
+
+    def size(value: float | None, sign: str = "") -> str:
+        return "–" if value is None else f"{value / scale:{sign},.{digits}f}"
+
+    return unit, size
+
+
 def _terms_table(terms: Sequence[TermRow]) -> Table:
     """Idle and under load; what the device held at the other marks is the GPUs' own table."""
     rows = []
@@ -233,10 +254,7 @@ def _terms_table(terms: Sequence[TermRow]) -> Table:
     measured = any(t.measured is not None for t in terms)
     seen = ""
     largest = max((t.predicted or t.measured or 0 for t in terms), default=0)
-    unit, scale, digits = ("GiB", GIB, 2) if largest >= 8 * GIB else ("MiB", MIB, 1)
-
-    def size(value: int | None, sign: str = "") -> str:
-        return "–" if value is None else f"{value / scale:{sign},.{digits}f}"
+    unit, size = sizes(largest)
 
     for t in terms:
         span = f"{size(t.low)} – {size(t.high)}" if t.low is not None and t.high is not None else "–"
@@ -261,13 +279,14 @@ def _process_table(reading: Reading) -> Table | None:
         return "–" if value != value else f"{value / MIB:,.1f}"
 
     rows = tuple(
-        (str(name).replace("_", " "), *map(size, sizes))
-        for name, *sizes in frame.itertuples(index=False, name=None)
+        (str(name).replace("_", " "), *map(size, held))
+        for name, *held in frame.itertuples(index=False, name=None)
     )
     return Table(("process", "PSS before weights, MiB", "idle", "peak under load"), rows)
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """A count, or a ratio with two digits."""
     if value is None:
         return "–"
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.2f}"
@@ -282,11 +301,11 @@ def _figures_table(comparison: Comparison) -> Table:
             continue
         if f.gpu is None and f.here is None and f.measured is None:
             continue
-        row = [FIGURE_WORDS.get(f.figure, f.figure), _number(f.gpu)]
+        row = [FIGURE_WORDS.get(f.figure, f.figure), number(f.gpu)]
         if rehearsed:
-            row.append(_number(f.here))
+            row.append(number(f.here))
         if measured:
-            row += [_number(f.measured), _difference(f)]
+            row += [number(f.measured), _difference(f)]
         rows.append(tuple(row))
     columns = ["figure", "predicted" + (" for the GPU" if rehearsed else "")]
     columns += ["predicted for here"] * rehearsed + ["measured", "difference"] * measured
@@ -296,7 +315,7 @@ def _figures_table(comparison: Comparison) -> Table:
 def _difference(f: FigureRow) -> str:
     if f.error is None:
         return "–"
-    return "equal" if abs(f.error) < 0.005 else f"{f.error:+,.0f}" if f.error == int(f.error) else f"{f.error:+,.2f}"
+    return "equal" if abs(f.error) < EQUAL else f"{f.error:+,.0f}" if f.error == int(f.error) else f"{f.error:+,.2f}"
 
 
 # -- the picture -----------------------------------------------------------------------------------------
@@ -373,9 +392,9 @@ def _notes(reading: Reading) -> Iterable[str]:
     yield from reading.measured.notes if reading.measured else record.problems
     if record.manifest.get("digest") not in (None, reading.scenario.digest):
         yield "scenario.yaml is not what was run: it was changed or cut short since (its digest is another)."
-    ran = str(record.manifest.get("engine", {}).get("version", ""))
-    if ran and ran.split(".")[:2] != reading.scenario.engine.vllm.split(".")[:2]:
-        yield f"The scenario is of vLLM {reading.scenario.engine.vllm}; what ran here is {ran}."
+    version = str(record.manifest.get("engine", {}).get("version", ""))
+    if version and version.split(".")[:2] != reading.scenario.engine.vllm.split(".")[:2]:
+        yield f"The scenario is of vLLM {reading.scenario.engine.vllm}; what ran here is {version}."
     yield from devices.health(record)
     yield from _reached(reading)
     sampling = record.manifest.get("sampling")

@@ -14,7 +14,7 @@ WORDS = {
     "ttft": "time to first token (TTFT)", "itl": "inter-token latency (ITL)", "tpot": "time per output token (TPOT)",
     "queue": "queue: until it first runs", "e2e": "end to end",
 }  # fmt: skip
-_SHOWN = ("mean", *(f"p{q}" for q in QUANTILES))
+SHOWN = ("mean", *(f"p{q}" for q in QUANTILES))
 
 
 def seconds(value: float | None) -> str:
@@ -34,11 +34,11 @@ def table(comparison: Comparison) -> tuple[Columns, Rows]:
     for name in LATENCIES:
         word = WORDS[name]
         for side, attribute in sides:
-            told = tuple(seconds(_value(figures.get(f"{name}_{which}_s"), attribute)) for which in _SHOWN)
+            told = tuple(seconds(_value(figures.get(f"{name}_{which}_s"), attribute)) for which in SHOWN)
             if any(value != "–" for value in told) and not (attribute == "here" and rows and rows[-1][2:] == told):
                 rows.append((word, side, *told))
                 word = ""
-    return ("latency", "", *_SHOWN), tuple(rows)
+    return ("latency", "", *SHOWN), tuple(rows)
 
 
 def _value(row: FigureRow | None, side: str) -> float | None:

@@ -51,6 +51,9 @@ class Scenario(Part):
     training: Training | None = Field(None, description="of kind: finetune, such as {method: qlora}")
     expect: Expect = Field(Expect(), description="such as {starts: true, holds: false}")
     calibration: Calibration | None = Field(None, description="what `bench calibrate` found (--calibration FILE)")
+    repeats: Annotated[int, Field(ge=1, le=1000)] = Field(
+        1, description="how often a rehearsal or a measured run is done, each time with a fresh engine"
+    )
 
     _folder: Path = Path()
 
@@ -127,9 +130,10 @@ class Scenario(Part):
         """sha256 of the resolved scenario: equal digests, equal scenarios.
 
         What is at its default is left out but for vLLM's version, the default that moves with ours: so a
-        key that the language gains later changes no digest of an older record.
+        key that the language gains later changes no digest of an older record. How often it is repeated
+        makes it no other scenario.
         """
-        data = self.model_dump_json(exclude_defaults=True) + self.engine.vllm
+        data = self.model_dump_json(exclude_defaults=True, exclude={"repeats"}) + self.engine.vllm
         for part in self.load.files.values() if self.load else ():  # what is in a file counts, not what it is called
             data = data.replace(json.dumps(part.file), json.dumps(part.digest))
         if self.model_folder is not None:

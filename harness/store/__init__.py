@@ -25,6 +25,7 @@ from harness.store.names import (
     STEPS,
 )
 from harness.store.reading import RunRecord, read
+from harness.store.shapes import Place
 from harness.store.writing import Frame, RunFolder, TableWriter, WriteError
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "SCHEMA",
     "STEPS",
     "Frame",
+    "Place",
     "RunFolder",
     "RunRecord",
     "TableWriter",

@@ -27,7 +27,7 @@ from harness.store.names import (
     SCENARIO,
     SCHEMA,
 )
-from harness.store.shapes import keep_sound
+from harness.store.shapes import Place, keep_sound
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,6 +88,11 @@ class RunRecord:
         return bool(self.manifest.get("engine", {}).get("attached"))
 
     @property
+    def series(self) -> Place | None:
+        """Its place among the repeats of a series, None where it was run by itself."""
+        return self.manifest.get("series")
+
+    @property
     def blocks_source(self) -> str:
         """Who told of the blocks in use."""
         told = len(self.tables["steps"]) > 0
@@ -126,7 +131,7 @@ def read(path: str | Path) -> RunRecord:
     if not folder.is_dir():
         near = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
         raise RecordError(f"{folder} is not a folder{nearest(folder.name, near)}")
-    manifest = _read_json(folder / MANIFEST)
+    manifest = read_json(folder / MANIFEST)
     if not isinstance(manifest, dict):
         raise RecordError(f"{folder} holds no {MANIFEST}: not a run folder, or cut short before the run began")
     if manifest.get("schema") != SCHEMA:
@@ -170,7 +175,8 @@ def _read_text(path: Path, problems: list[str] | None = None) -> str:
         return ""
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """The JSON data of a file of a run folder, None where there is no file. Raises RecordError."""
     try:
         text = read_plain(path, LARGEST_JSON, links=False).decode("utf-8")
         return _printable(json.loads(text, parse_int=_int64, parse_constant=_int64))
@@ -200,7 +206,7 @@ def _printable(value: Any) -> Any:
 
 def _read_account(path: Path, problems: list[str]) -> Account | None:
     try:
-        raw = asdict(Account.from_dict(_read_json(path) or {}))
+        raw = asdict(Account.from_dict(read_json(path) or {}))
         return TypeAdapter(Account).validate_python(raw)
     except ValidationError as error:
         first = error.errors()[0]

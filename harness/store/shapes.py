@@ -25,6 +25,14 @@ class GpuRow(TypedDict):
     lost: str | None
 
 
+class Place(TypedDict):
+    """A run's place among its repeats."""
+
+    id: str
+    repeat: int  # from 1
+    repeats: int  # as many as were asked for
+
+
 # What the manifest holds beside texts: its shape, and the keys that go together.
 _SHAPES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "marks": (dict[str, int], ()),
@@ -42,6 +50,7 @@ _SHAPES: dict[str, tuple[Any, tuple[str, ...]]] = {
         ("interval_s", "sweeps", "longest_gap_s", "cpu_s", "wall_s", "discrepancy_bytes"),
     ),
     "gpus": (list[GpuRow], ()),
+    "series": (Place, ()),
 }
 
 

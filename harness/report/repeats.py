@@ -1,0 +1,190 @@
+"""The report of a series: the spread of its repeats beside the prediction, and which of them fell outside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from harness.compare import check
+from harness.ledger import LATENCIES
+from harness.report.content import (
+    FIGURE_WORDS,
+    QUESTIONS,
+    Reading,
+    Report,
+    Section,
+    number,
+    ran,
+    setting,
+    sizes,
+    term_words,
+    verdict,
+)
+from harness.report.latency import SHOWN, WORDS, seconds
+from harness.report.series import Series
+from harness.report.table import Table
+from harness.spread import FigureSpread, RungSpread, Spread, Spreads, TermSpread
+
+_THROUGHPUT = {
+    "duration_s": "seconds from the first request to the last answer",
+    "requests_per_s": "requests a second", "output_tokens_per_s": "tokens a second",
+    "goodput_per_s": "requests a second that meet the SLO",
+}  # fmt: skip
+
+
+def build(series: Series) -> Report:
+    """The report; where no repeat was counted, what became of them."""
+    last = series.last
+    sections = [*(_measured(series.spreads, last) if last else ()), Section("Repeats", table=_repeats(series)),
+                Section("Notes", tuple(_notes(series)))]  # fmt: skip
+    failed = [
+        f"repeat {n}: {line}" for n, r in series.counted.items()
+        for line in check(r.scenario.expect, r.comparison, r.scenario.slo)[1]
+    ]  # fmt: skip
+    met = [run.met for run in series.runs if run.counted]
+    mode = f" · {last.record.mode}" if last else ""
+    return Report(
+        title=f"{series.parent.name}{mode} · {len(series.counted)} of {series.repeats} repeats",
+        lead=tuple(_lead(series)),
+        sections=tuple(s for s in sections if s.sentences or (s.table and s.table.rows)),
+        expectation_met=None if not met or None in met else all(met),
+        expectation_failed=tuple(failed),
+    )
+
+
+def rungs(series: Series) -> list[tuple[str, bool | None]]:
+    """Each rung's verdict: no where one repeat says no."""
+    told = series.spreads.rungs if series.counted else ()
+    return [(row.rung, False if False in (all_said := [*row.measured.values()]) else
+             row.predicted if None in all_said else True) for row in told]  # fmt: skip
+
+
+def _lead(series: Series) -> Iterator[str]:
+    if series.last is None:
+        yield "No repeat has come to its end."
+        return
+    yield from setting(series.last)
+    one = "one server that was there before, which keeps what it has cached" if series.last.record.attached else (
+        "a fresh engine each time"
+    )  # fmt: skip
+    yield f"{ran(series.last)}: the same requests, {one}."
+    if series.last.scenario.engine.trust_remote_code:
+        yield "The scenario lets the model's own code run (trust_remote_code: true)."
+
+
+def _measured(told: Spreads, last: Reading) -> Iterator[Section]:
+    rehearsed = last.record.mode == "rehearsal"
+    yield Section("Four rungs", table=_rungs(told.rungs))
+    yield Section("Memory for each device", table=_terms(told.terms))
+    yield Section("Block pool and load", table=_figures(told.figures, rehearsed))
+    yield Section("Throughput", table=_throughput(told.figures))
+    yield Section("Latency, seconds", table=_latency(told.figures, rehearsed))
+
+
+def _rungs(rows: Sequence[RungSpread]) -> Table:
+    shown = tuple((r.rung, QUESTIONS.get(r.rung, ""), verdict(r.predicted), _said(r)) for r in rows)
+    return Table(("rung", "question", "predicted", "measured"), shown, frozenset({0, 1}))
+
+
+def _said(row: RungSpread) -> str:
+    """The verdict of all, or which repeats say what."""
+    verdicts: dict[bool | None, list[int]] = {}
+    for n, holds in row.measured.items():
+        verdicts.setdefault(holds, []).append(n)
+    if len(verdicts) == 1:
+        return verdict(*verdicts)
+    return "; ".join(f"{verdict(holds)}: {_numbers(repeats)}" for holds, repeats in verdicts.items())
+
+
+def _numbers(repeats: Sequence[int] | None) -> str:
+    return "–" if repeats is None else ", ".join(map(str, repeats)) or "none"
+
+
+def _terms(rows: Sequence[TermSpread]) -> Table | None:
+    """None where nothing was measured: in a rehearsal bytes are the prediction's."""
+    rows = [r for r in rows if r.phase in ("idle", "load")]
+    if not any(r.measured.told for r in rows):
+        return None
+    unit, size = sizes(max(int(r.measured.greatest or r.predicted or 0) for r in rows))
+    shown = []
+    phase = ""
+    for r in rows:
+        interval = "–" if r.low is None or r.high is None else f"{size(r.low)} – {size(r.high)}"
+        told = r.measured
+        between = f"{size(told.least)} – {size(told.greatest)}" if told.told else "–"
+        shown.append((r.phase if r.phase != phase else "", term_words(r.term), size(r.predicted), interval,
+                      size(told.median), between, _numbers(r.outside)))  # fmt: skip
+        phase = r.phase
+    heads = ("phase", "term", f"predicted {unit}", "low – high", "median", "least – greatest", "outside")
+    return Table(heads, tuple(shown), frozenset({0, 1}))
+
+
+def _figures(rows: Sequence[FigureSpread], rehearsed: bool) -> Table:
+    shown = tuple(
+        (FIGURE_WORDS[r.figure], number(r.gpu), *[number(r.here)] * rehearsed, number(r.measured.median),
+         _between(r.measured), _numbers(r.differ))
+        for r in rows if r.figure in FIGURE_WORDS and (r.gpu, r.here, r.measured.median) != (None, None, None)
+    )  # fmt: skip
+    heads = ("figure", "predicted" + " for the GPU" * rehearsed, *["for here"] * rehearsed)
+    return Table((*heads, "median", "least – greatest", "differ"), shown)
+
+
+def _between(told: Spread) -> str:
+    if told.least is None or told.least == told.greatest:
+        return "–" if told.least is None else "all alike"
+    return f"{number(told.least)} – {number(told.greatest)}"
+
+
+def _throughput(rows: Sequence[FigureSpread]) -> Table:
+    shown = tuple(
+        (_THROUGHPUT[r.figure], seconds(r.gpu), seconds(r.measured.median),
+         f"{seconds(r.measured.least)} – {seconds(r.measured.greatest)}")
+        for r in rows if r.figure in _THROUGHPUT and r.measured.told
+    )  # fmt: skip
+    return Table(("", "predicted", "median", "least – greatest"), shown)
+
+
+def _latency(rows: Sequence[FigureSpread], rehearsed: bool) -> Table:
+    """A row for each latency and side that tells of it."""
+    figures = {r.figure: r for r in rows}
+    shown: list[tuple[str, ...]] = []
+    for name in LATENCIES:
+        of = [figures.get(f"{name}_{which}_s") for which in SHOWN]
+        word = WORDS[name]
+        sides: dict[str, list[float | None]] = {
+            "predicted": [f.gpu if f else None for f in of],
+            **({"predicted for here": [f.here if f else None for f in of]} if rehearsed else {}),
+            "median": [f.measured.median if f else None for f in of],
+            "least": [f.measured.least if f else None for f in of],
+            "greatest": [f.measured.greatest if f else None for f in of],
+        }
+        for side, values in sides.items():
+            if any(v is not None for v in values):
+                shown.append((word, side, *map(seconds, values)))
+                word = ""
+    return Table(("latency", "", *SHOWN), tuple(shown), frozenset({0, 1}))
+
+
+def _repeats(series: Series) -> Table:
+    shown = tuple(
+        (str(r.number), r.outcome, "yes" if r.counted else "NO", verdict(r.met) if r.counted else "–", r.path.name)
+        for r in series.runs
+    )  # fmt: skip
+    return Table(("repeat", "how it ended", "counted", "as expected", "run folder"), shown, frozenset({0, 1, 4}))
+
+
+def _notes(series: Series) -> Iterator[str]:
+    for run in (r for r in series.runs if not r.counted and r.reading):
+        assert run.reading is not None
+        why = ": ".join(filter(None, (run.outcome, str(run.reading.record.manifest.get("reason", "")))))
+        yield f"Repeat {run.number} was not counted ({run.path.name}): {why}."
+    missing = [n for n in range(1, series.repeats + 1) if n not in series.counted]
+    if missing:
+        yield f"Still to be run: {_numbers(missing)}. `bench run` on the same scenario does that, and keeps the others."
+    predictions = [reading.record.prediction for reading in series.counted.values()]
+    if any((p.ledger, p.kv) != (predictions[-1].ledger, predictions[-1].kv) for p in predictions):
+        yield "The repeats were not all predicted alike; the prediction shown is that of the last."
+    if series.last is not None and series.last.record.attached:
+        yield (
+            "Each repeat sends the same prompts to the same server: what its prefix cache keeps of the one before is "
+            "not computed again, and the load then looks lighter than it is."
+        )
