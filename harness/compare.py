@@ -9,7 +9,6 @@ from typing import Any
 from harness.ledger import STATED, TRAINING_STATED, Account, LoadFigures, Phase, RungName, StepRung, Term
 from harness.scenario import Expect, Slo
 
-
 EQUAL = 0.005  # figures that differ by less are the same
 
 

@@ -1,5 +1,7 @@
 """A server in vLLM's place that goes wrong on purpose: ``misbehaving_server.py BEHAVIOUR [vLLM's arguments]``.
 
+``in_turn:A,B`` is A when it is first started, then B, and B from then on.
+
 It speaks as much of vLLM's HTTP as a run asks for, prints its log in vLLM's manner, and has vLLM's three
 processes: an engine core and a worker below the API server. Those two leave the session and are deaf to TERM,
 so that only a thorough guard gets rid of them.
@@ -321,12 +323,22 @@ class Misbehaving:
         )  # fmt: skip
 
 
+def in_turn(kinds: list[str]) -> str:
+    """The behaviour of this start."""
+    starts = Path(os.environ["LOADFIT_TEST_FOLDER"]) / "starts"
+    before = int(starts.read_text()) if starts.exists() else 0
+    starts.write_text(str(before + 1))
+    return kinds[min(before, len(kinds) - 1)]
+
+
 def main() -> None:
     kind, *arguments = sys.argv[1:]
     if kind == "VLLM::EngineCore":
         be_engine_core()
     elif kind == "VLLM::Worker":
         be_worker()
+    if kind.startswith("in_turn:"):
+        kind = in_turn(kind.removeprefix("in_turn:").split(","))
     server = Misbehaving(kind, arguments)
     server.start()
     server.serve()

@@ -153,3 +153,13 @@ def test_a_redirection_is_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_attach_is_measured_and_nothing_else(tmp_path: Path) -> None:
     ran = bench("run", "scenarios/70b_8k.yaml", "--attach", "http://127.0.0.1:1", "--analytic-only", "--out", tmp_path)
     assert ran.code == 2 and "--attach" in ran.err
+
+
+def test_repeats_go_to_the_same_server_and_say_so(server: str, tmp_path: Path, node: Node) -> None:
+    node.say(device(used=USED))
+    ran = run(server, tmp_path, node, "--set", "repeats=2")
+    assert ran.code == 0, ran.err
+    assert "repeat 2 of 2: the same server" in ran.err
+    told = " ".join(ran.out.split())
+    assert "measured · 2 repeats" in told and "one server that was there before" in told
+    assert "what its prefix cache keeps of the one before is not computed again" in told

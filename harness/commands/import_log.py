@@ -37,7 +37,7 @@ def import_log(
       bench import failed.log --gpu h100-sxm-80gb --set expect.starts=false --json | jq .measurement.terms
     """
     from harness import imported
-    from harness.commands.run import conclude
+    from harness.commands.once import conclude
     from harness.scenario import calibrated
 
     start = imported.read(file)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from harness import store
+from harness.commands.once import show
 from harness.errors import RecordError, UsageError, nearest
 
 if TYPE_CHECKING:
@@ -36,10 +37,12 @@ def find(path: Path) -> Path:
 )  # fmt: skip
 @click.option("--table", metavar="NAME", help="Of csv: the one table to show, such as steps (unless given: terms).")
 @click.option("--out", type=click.Path(path_type=Path), help="A file to write to (csv: a folder, for all tables).")
-def report(folder: Path, form: str, table: str | None, out: Path | None) -> None:
+@click.option("--alone", is_flag=True, help="One repeat of a series by itself.")
+def report(folder: Path, form: str, table: str | None, out: Path | None, alone: bool) -> None:
     """Show a run again. RUN is its folder, or the folder of a scenario (its latest run).
 
-    An interrupted run is shown as far as it came. Nothing is written but what --out names.
+    An interrupted run is shown as far as it came, a repeat with the others of its series. Nothing is written but what
+    --out names.
 
     \b
     Examples:
@@ -49,40 +52,27 @@ def report(folder: Path, form: str, table: str | None, out: Path | None) -> None
       bench report results/70b_8k_int4 --format csv --table steps | head
       bench report results/70b_8k_int4 --format csv --out frames/
     """
-    from harness.report.content import build, understand
-
     if table is not None and form != "csv":
         raise UsageError("--table: of --format csv")
-    reading = understand(store.read(find(folder)))
+    from harness.report.found import document_of, frames_of, page_of, read, report_of
+
+    found = read(find(folder), alone=alone)
     if form == "csv":
-        from harness.report.tables import from_reading
-
-        _csv(from_reading(reading).frames(), table, out)
-        return
-    if form == "json":
-        from harness.report.document import document
-
-        text = json.dumps(document(reading), indent=1) + "\n"
+        _csv(frames_of(found), table, out)
+    elif form == "json":
+        _tell(json.dumps(document_of(found), indent=1) + "\n", out)
+    elif form == "html":
+        _tell(page_of(found), out)
     elif form == "markdown":
         from harness.report import markdown
 
-        text = markdown.render(build(reading))
-    elif form == "html":
-        from harness.report import html
+        _tell(markdown.render(report_of(found)), out)
+    elif out is not None:
+        from harness.report import text
 
-        text = html.render(build(reading), reading)
-    elif out is None:
-        from rich.console import Console
-
-        from harness.report import text as terminal
-
-        terminal.show(build(reading), Console())
-        return
+        _tell(text.render(report_of(found)), out)
     else:
-        from harness.report import text as terminal
-
-        text = terminal.render(build(reading))
-    _tell(text, out)
+        show(report_of(found))
 
 
 def _csv(frames: dict[str, pd.DataFrame], table: str | None, out: Path | None) -> None:

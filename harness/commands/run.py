@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import json
-import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness import store
 from harness.commands.check import calibration_option, valid
-from harness.errors import (
-    EXIT_ENGINE,
-    EXIT_INTERRUPTED,
-    EXIT_MACHINE,
-    EXIT_MET,
-    EXIT_NOT_MET,
-    LoadfitError,
-    RecordError,
-    UsageError,
-)
+from harness.commands.once import conclude, once, say
+from harness.errors import EXIT_INTERRUPTED, LoadfitError, RecordError, UsageError
 from harness.ledger import Account
 
 if TYPE_CHECKING:
     from harness.engines.attached import Attached
     from harness.report.content import Reading
+    from harness.report.found import Found
     from harness.scenario import Scenario
 
 
@@ -55,6 +45,7 @@ if TYPE_CHECKING:
     "--isolation", type=click.Choice(["fail", "warn"]), default="warn", show_default=True,
     help="What other processes on the GPUs do to a measured run.",
 )  # fmt: skip
+@click.option("--again", is_flag=True, help="Of repeats: run all anew, also those that are finished.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, everything else on stderr.")
 @click.option(
     "--junit", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
@@ -63,7 +54,7 @@ if TYPE_CHECKING:
 def run(
     scenarios: tuple[str, ...], analytic_only: bool, rehearse: bool, measure: bool, out: Path,
     overrides: tuple[str, ...], calibration: Path | None, attach: str | None, port: int | None, start_timeout: float,
-    interval_ms: float, isolation: str, as_json: bool, junit: Path | None,
+    interval_ms: float, isolation: str, again: bool, as_json: bool, junit: Path | None,
 ) -> int:  # fmt: skip
     """Predict SCENARIO, run it as real as this machine can, compare, and say why.
 
@@ -75,6 +66,7 @@ def run(
       bench run scenarios/70b_8k_int4.yaml
       bench run scenarios/*.yaml --analytic-only --junit gate.xml
       bench run scenarios/70b_8k_int4.yaml --set load.users=12 --set load.requests=24
+      bench run scenarios/smollm2_cpu.yaml --set repeats=3
       bench run scenarios/70b_8k.yaml --analytic-only --json | jq .prediction.rungs
     """
     modes = {"analytic": analytic_only, "rehearsal": rehearse, "measured": measure}
@@ -93,21 +85,21 @@ def run(
     for scenario in loaded:
         fault = "the run could not be written down to its end"
         try:
-            code, reading = _run_one(scenario, forced, out, how, server, quiet=as_json)
+            code, found = _run_one(scenario, forced, out, how, server, again=again, quiet=as_json)
         except LoadfitError as error:  # the other scenarios go on, what was run stays
             if len(loaded) == 1 and junit is None:
                 raise
             click.echo(f"bench: {scenario.name}: {error}", err=True)
-            code, reading, fault = error.exit_code, None, str(error)
+            code, found, fault = error.exit_code, None, str(error)
         codes.append(code)
         if junit is not None:
             from harness.report import junit as gate
 
-            suites.append(gate.suite(reading) if reading else gate.fault(scenario.name, fault))
-        if as_json and reading is not None:
-            from harness.report.document import document
+            suites += [gate.suite(reading) for reading in _readings(found)] or [gate.fault(scenario.name, fault)]
+        if as_json and found is not None:
+            from harness.report.found import document_of
 
-            documents.append(document(reading))
+            documents.append(document_of(found))
         if code == EXIT_INTERRUPTED:
             break
     if as_json:
@@ -116,6 +108,14 @@ def run(
     if junit is not None:
         _write(junit, gate.render(suites))
     return max(codes)
+
+
+def _readings(found: Found | None) -> list[Reading]:
+    if found is None:
+        return []
+    from harness.report.content import Reading
+
+    return [found] if isinstance(found, Reading) else list(found.newest.values())
 
 
 def _write(file: Path, content: bytes) -> None:
@@ -139,15 +139,16 @@ def _load_all(files: tuple[str, ...], overrides: tuple[str, ...], calibration: P
 
 
 def _run_one(
-    scenario: Scenario, forced: str | None, out: Path, how: dict[str, Any], server: Attached | None, *, quiet: bool
-) -> tuple[int, Reading | None]:  # fmt: skip
+    scenario: Scenario, forced: str | None, out: Path, how: dict[str, Any], server: Attached | None, *, again: bool,
+    quiet: bool,
+) -> tuple[int, Found | None]:  # fmt: skip
     from harness.predict import predict
 
     prediction = predict(scenario)
     if server is not None:
         why = f"--attach {server.url}"
-        _say(scenario, f"measured: {why}")
-        return _engine("measured", scenario, prediction, out, {**how, "why": why}, server, quiet=quiet)
+        say(scenario, f"measured: {why}")
+        return _engine("measured", scenario, prediction, out, {**how, "why": why}, server, again=again, quiet=quiet)
     if forced == "analytic":
         return _analytic(scenario, prediction, out, "--analytic-only", quiet=quiet)
     # What starts engines is imported only where an engine may be started.
@@ -156,17 +157,28 @@ def _run_one(
     if forced is None:
         mode, why = modes.choose(scenario, prediction)
         if mode is modes.Mode.ANALYTIC:
-            _say(scenario, f"analytic: {why}")
+            say(scenario, f"analytic: {why}")
             return _analytic(scenario, prediction, out, why, quiet=quiet)
     else:
         mode, why = modes.Mode(forced), f"--{'rehearse' if forced == 'rehearsal' else 'measure'}"
         obstacle = modes.obstacle(mode, scenario, prediction)
         if obstacle and mode is modes.Mode.REHEARSAL and scenario.load and not _admits(prediction):
             # Nothing to rehearse is a result, not a failure of this machine.
-            _say(scenario, f"analytic: {obstacle}")
+            say(scenario, f"analytic: {obstacle}")
             return _analytic(scenario, prediction, out, obstacle, quiet=quiet)
-    _say(scenario, f"{mode}: {why}")
-    return _engine(mode, scenario, prediction, out, {**how, "why": why}, quiet=quiet)
+    say(scenario, f"{mode}: {why}")
+    return _engine(mode, scenario, prediction, out, {**how, "why": why}, None, again=again, quiet=quiet)
+
+
+def _engine(
+    mode: Any, scenario: Scenario, prediction: Account, out: Path, how: dict[str, Any], server: Attached | None, *,
+    again: bool, quiet: bool,
+) -> tuple[int, Found | None]:  # fmt: skip
+    if scenario.repeats == 1:
+        return once(mode, scenario, prediction, out, how, server, quiet=quiet)
+    from harness.commands.repeated import repeated
+
+    return repeated(mode, scenario, prediction, out, how, server, again=again, quiet=quiet)
 
 
 def _attached(url: str | None) -> Attached | None:
@@ -185,88 +197,7 @@ def _admits(prediction: Account) -> bool:
 def _analytic(scenario: Scenario, prediction: Account, out: Path, why: str, *, quiet: bool) -> tuple[int, Reading]:
     from harness.analytic import analytic
 
+    if scenario.repeats > 1:
+        say(scenario, "repeats: an analytic run comes out the same each time, so there is one")
     folder = analytic(scenario, prediction, out, why)
     return conclude(folder, quiet=quiet)
-
-
-def _engine(
-    mode: Any, scenario: Scenario, prediction: Account, out: Path, how: dict[str, Any],
-    server: Attached | None = None, *, quiet: bool,
-) -> tuple[int, Reading | None]:  # fmt: skip
-    from harness import run as running
-    from harness import sessions
-    from harness.commands.progress import watching
-
-    def prepare() -> sessions.Session:
-        return sessions.attach(scenario, prediction, server) if server else sessions.prepare(mode, scenario, prediction)
-
-    with watching() as progress:
-        folder = running.run(
-            prepare, scenario, prediction, out, lambda text: _say(scenario, text), progress=progress, **how
-        )
-    if folder.manifest["outcome"] == "not_recorded":
-        click.echo(f"bench: {folder.manifest['reason']}: {folder.path}", err=True)
-        return EXIT_MACHINE, None
-    return conclude(folder, quiet=quiet)
-
-
-def conclude(folder: store.RunFolder, *, quiet: bool) -> tuple[int, Reading]:
-    """Write what is computed from the folder into it, show the report, and tell the exit code."""
-    from harness.report import markdown
-    from harness.report.content import build, understand
-
-    reading = understand(store.read(folder.path))
-    report = build(reading)
-    unrecorded = False
-    try:
-        folder.write_json(store.COMPARISON, reading.comparison.as_dict())
-        if reading.measured:
-            folder.write_json(store.MEASUREMENT, reading.measured.as_dict())
-        folder.write_text(store.REPORT, markdown.render(report))
-        folder.finish()
-        if reading.record.mode != "analytic":  # which has pictures when they are asked for
-            from harness.report import html
-
-            folder.write_text(store.PAGE, html.render(report, reading))
-    except RecordError as error:
-        click.echo(f"bench: {error}", err=True)
-        unrecorded = True
-    reading = replace(reading, record=replace(reading.record, path=folder.path))  # it has its whole name now
-    if not quiet:
-        from rich.console import Console
-
-        from harness.report import text
-
-        text.show(report, Console())
-        click.echo(f"\nRun folder: {folder.path}")
-    else:
-        click.echo(f"run folder: {folder.path}", err=True)
-    return EXIT_MACHINE if unrecorded else _exit_code(reading, report.expectation_met), reading
-
-
-def _exit_code(reading: Reading, met: bool | None) -> int:
-    outcome = reading.record.outcome
-    if outcome not in ("completed", "cut_short") and not (met and _expected(reading)):
-        click.echo(f"bench: {outcome}: {reading.record.manifest.get('reason', '')}", err=True)
-        not_the_engine = {"interrupted": EXIT_INTERRUPTED, "device_lost": EXIT_MACHINE, "disturbed": EXIT_MACHINE}
-        return not_the_engine.get(outcome, EXIT_ENGINE)
-    return EXIT_NOT_MET if met is False else EXIT_MET
-
-
-def _expected(reading: Reading) -> bool:
-    """Whether the engine's failure is one that the scenario speaks of: then it is a result, not an error.
-
-    A stand-in is never expected to fail, and a crash of the engine under load is no lack of memory.
-    """
-    outcome, expect = reading.record.outcome, reading.scenario.expect
-    if not reading.record.real:
-        return False
-    if outcome in ("refused_at_start", "hung_at_start"):
-        return False in (expect.loads, expect.admits, expect.starts)
-    holds = reading.measured.rung("HOLDS") if reading.measured else None
-    out_of_memory = outcome == "died_under_load" and holds is not None and holds.limited_by == "memory"
-    return expect.holds is False and (out_of_memory or outcome == "load_timed_out")
-
-
-def _say(scenario: Scenario, text: str) -> None:
-    print(f"{scenario.name}: {text}", file=sys.stderr, flush=True)

@@ -12,10 +12,13 @@ from harness.report.content import OUTCOMES, Reading
 def suite(reading: Reading) -> TestSuite:
     """The suite of one run. What was not judged is skipped; with no expectation the run itself is the test."""
     met, failures = check(reading.scenario.expect, reading.comparison, reading.scenario.slo)
-    found = TestSuite(reading.scenario.name)
+    name, its = reading.scenario.name, reading.record.series
+    if its:
+        name += f", repeat {its['repeat']}"
+    found = TestSuite(name)
     stated = reading.scenario.expect.items()
     for key, wanted in stated:
-        case = _case(reading.scenario.name, f"expect.{key}: {str(wanted).lower()}")
+        case = _case(name, f"expect.{key}: {str(wanted).lower()}")
         failed = [line for line in failures if line.startswith(f"expect.{key}:")]
         if met is None:
             case.result = [Skipped(_outcome(reading))]
@@ -23,7 +26,7 @@ def suite(reading: Reading) -> TestSuite:
             case.result = [Failure(printable(failed[0]))]
         found.add_testcase(case)
     if not stated:
-        case = _case(reading.scenario.name, "run")
+        case = _case(name, "run")
         if reading.record.outcome not in ("completed", "cut_short"):
             case.result = [Error(_outcome(reading))]
         found.add_testcase(case)

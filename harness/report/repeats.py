@@ -25,7 +25,7 @@ from harness.report.table import Table
 from harness.spread import FigureSpread, RungSpread, Spread, Spreads, TermSpread
 
 _THROUGHPUT = {
-    "duration_s": "seconds from the first request to the last answer",
+    "duration_s": "seconds that the load takes",
     "requests_per_s": "requests a second", "output_tokens_per_s": "tokens a second",
     "goodput_per_s": "requests a second that meet the SLO",
 }  # fmt: skip
@@ -41,9 +41,10 @@ def build(series: Series) -> Report:
         for line in check(r.scenario.expect, r.comparison, r.scenario.slo)[1]
     ]  # fmt: skip
     met = [run.met for run in series.runs if run.counted]
-    mode = f" · {last.record.mode}" if last else ""
+    mode, count = f" · {last.record.mode}" if last else "", len(series.counted)
+    of = f" of {series.repeats}" if count < series.repeats else ""
     return Report(
-        title=f"{series.parent.name}{mode} · {len(series.counted)} of {series.repeats} repeats",
+        title=f"{series.parent.name}{mode} · {count}{of} repeats",
         lead=tuple(_lead(series)),
         sections=tuple(s for s in sections if s.sentences or (s.table and s.table.rows)),
         expectation_met=None if not met or None in met else all(met),
@@ -140,7 +141,7 @@ def _throughput(rows: Sequence[FigureSpread]) -> Table:
          f"{seconds(r.measured.least)} – {seconds(r.measured.greatest)}")
         for r in rows if r.figure in _THROUGHPUT and r.measured.told
     )  # fmt: skip
-    return Table(("", "predicted", "median", "least – greatest"), shown)
+    return Table(("figure", "predicted", "median", "least – greatest"), shown)
 
 
 def _latency(rows: Sequence[FigureSpread], rehearsed: bool) -> Table:
@@ -166,9 +167,9 @@ def _latency(rows: Sequence[FigureSpread], rehearsed: bool) -> Table:
 
 def _repeats(series: Series) -> Table:
     shown = tuple(
-        (str(r.number), r.outcome, "yes" if r.counted else "NO", verdict(r.met) if r.counted else "–", r.path.name)
+        (str(r.number), r.outcome, verdict(r.counted), verdict(r.met) if r.counted else "–", r.path.name)
         for r in series.runs
-    )  # fmt: skip
+    )
     return Table(("repeat", "how it ended", "counted", "as expected", "run folder"), shown, frozenset({0, 1, 4}))
 
 

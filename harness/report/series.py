@@ -68,6 +68,11 @@ class Series:
         return {r.number: r.reading for r in self.runs if r.counted and r.reading is not None}
 
     @property
+    def newest(self) -> dict[int, Reading]:
+        """Number -> the one that was counted, else the last that was tried."""
+        return dict(sorted(({r.number: r.reading for r in self.runs if r.reading} | self.counted).items()))
+
+    @property
     def last(self) -> Reading | None:
         """The counted one whose prediction stands beside all."""
         return self.counted[max(self.counted)] if self.counted else None

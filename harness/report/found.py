@@ -1,0 +1,49 @@
+"""What there is to report, a run or a series of repeats, in each form. Only what the form needs is imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness import store
+from harness.report import content, document, repeats, series
+from harness.report.content import Reading, Report
+from harness.report.series import Series
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Found = Reading | Series
+
+
+def read(folder: Path, *, alone: bool = False) -> Found:
+    """The run in ``folder``; with the others of its series where it is a repeat, unless ``alone``."""
+    return (None if alone else series.of(folder)) or content.understand(store.read(folder))
+
+
+def report_of(found: Found) -> Report:
+    """The report before any format."""
+    return repeats.build(found) if isinstance(found, Series) else content.build(found)
+
+
+def document_of(found: Found) -> dict[str, Any]:
+    """The JSON document."""
+    return series.document(found) if isinstance(found, Series) else document.document(found)
+
+
+def page_of(found: Found) -> str:
+    """The HTML page."""
+    from harness.report import html
+
+    if isinstance(found, Series):
+        return html.page(repeats.build(found), repeats.rungs(found), {})
+    return html.render(content.build(found), found)
+
+
+def frames_of(found: Found) -> dict[str, pd.DataFrame]:
+    """The tables."""
+    if isinstance(found, Series):
+        return series.frames(found)
+    from harness.report import tables
+
+    return tables.from_reading(found).frames()
