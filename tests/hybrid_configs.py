@@ -65,6 +65,24 @@ STEP = {
     "need_fp32_gate": True, "att_impl_type": "GQA", "moe_router_activation": "sigmoid", "rms_norm_eps": 1e-5,
 }  # fmt: skip
 
+M3_TEXT = {
+    **SMALL, "architectures": ["MiniMaxM3SparseForCausalLM"], "intermediate_size": 32, "dense_intermediate_size": 160,
+    "shared_intermediate_size": 32, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 128,
+    "rotary_dim": 64, "partial_rotary_factor": 0.5, "num_local_experts": 8, "num_experts_per_tok": 2,
+    "n_shared_experts": 1, "moe_layer_freq": [0, 1, 1, 1], "use_routing_bias": True, "hidden_act": "swigluoai",
+    "scoring_func": "sigmoid", "num_mtp_modules": 7, "max_position_embeddings": 4096,
+    "sparse_attention_config": {
+        "use_sparse_attention": True, "sparse_index_dim": 128, "sparse_num_index_heads": 4, "sparse_topk_blocks": 16,
+        "sparse_block_size": 128, "sparse_score_type": "max", "sparse_init_block": 0, "sparse_local_block": 1,
+        "sparse_attention_freq": [0, 1, 1, 1], "sparse_disable_index_value": [0, 1, 1, 1],
+    },
+}  # fmt: skip
+M3_TOWER = {
+    "hidden_size": 48, "num_attention_heads": 4, "num_hidden_layers": 3, "intermediate_size": 100, "patch_size": 14,
+    "num_channels": 3, "layer_norm_eps": 1e-5, "model_type": "clip_vision_model",
+    "img_token_compression_config": {"spatial_merge_size": 2, "temporal_patch_size": 2},
+}  # fmt: skip
+
 
 def _config(name: str, kind: str, **own: Any) -> dict[str, Any]:
     return {**SMALL, "architectures": [name], "model_type": kind, **own}
@@ -161,6 +179,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "step-3.5": {
         **STEP, "architectures": ["Step3p5ForCausalLM"], "model_type": "step3p5",
         "attention_other_setting": {**STEP["attention_other_setting"], "num_attention_groups": 4},
+    },
+    "minimax-m3": {
+        "architectures": ["MiniMaxM3SparseForConditionalGeneration"], "model_type": "minimax_m3_vl",
+        "torch_dtype": "bfloat16", "projector_hidden_size": 40, "text_config": M3_TEXT, "vision_config": M3_TOWER,
     },
     "deepseek-v3.2": _config("DeepseekV32ForCausalLM", "deepseek_v32", **LATENT, **ROUTED, **INDEXER),
     "glm-5": _config("GlmMoeDsaForCausalLM", "glm_moe_dsa", **LATENT, **ROUTED, **INDEXER),

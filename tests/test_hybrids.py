@@ -156,3 +156,51 @@ def test_a_config_of_step_that_vllm_would_not_read_is_one_line(changes: dict[str
     with pytest.raises(UsageError) as caught:
         from_config({**CONFIGS["step-3.5"], **changes})
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_minimax_m3_has_the_tensors_of_its_checkpoint():
+    """https://huggingface.co/MiniMaxAI/MiniMax-M3: 427,040,140,160 elements in 23,416 tensors, 854,172,958,720 bytes
+    (NVIDIA-NeMo/Megatron-Bridge's verification of its export). In float32: routers, their biases, the patch embedding."""
+    architecture, chosen = resolved("MiniMaxAI/MiniMax-M3", 8192, "tensor_parallel_size: 8", "{name: b200, count: 8}")
+    assert chosen.block_size == 128
+    parts = [c for c in architecture.components if c.counted or c.name == "e_score_correction_bias"]
+    elements = sum(c.elements * architecture.copies(c) for c in parts)
+    wide = [c for c in parts if c.dtype == "float32" or c.name.endswith("patch_embedding.weight")]  # this one in files
+    assert {c.name.rpartition(".")[0] or c.name for c in wide} == {
+        "router", "e_score_correction_bias", "vision_model.embeddings.patch_embedding"
+    }  # fmt: skip
+    assert elements == 427_040_140_160
+    assert 2 * elements + 2 * sum(c.elements * architecture.copies(c) for c in wide) == 854_172_958_720
+
+
+@pytest.mark.parametrize(("kv_dtype", "bytes_"), [("auto", 137_472), ("fp8", 76_032)])
+def test_the_indexers_key_of_minimax_m3_is_bf16_by_hand(kv_dtype: str, bytes_: int):
+    architecture, chosen = resolved("MiniMaxAI/MiniMax-M3", 8192, f"kv_cache_dtype: {kv_dtype}")
+    assert kv_cache.bytes_per_token(architecture, chosen) == bytes_
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"sparse_attention_config": None}, "sparse_attention_config: expected a mapping, got None"),
+        ({"num_key_value_heads": 2}, "sparse_num_index_heads: expected num_key_value_heads (2), got 4"),
+        ({"moe_layer_freq": None}, "moe_layer_freq: expected a list, got None"),
+        ({"use_routing_bias": False}, "use_routing_bias=False is not supported yet"),
+    ],
+)
+def test_a_config_of_minimax_m3_that_vllm_would_not_read_is_one_line(changes: dict[str, object], said: str):
+    config = CONFIGS["minimax-m3"]
+    with pytest.raises(UsageError) as caught:
+        from_config({**config, "text_config": {**config["text_config"], **changes}})
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_is_refused_of_minimax_m3():
+    model = "MiniMaxAI/MiniMax-M3"
+    with pytest.raises(UsageError, match="published checkpoint has none of the MTP layers"):
+        resolved(model, 8192, "speculative_config: {method: mtp, num_speculative_tokens: 1}")
+    with pytest.raises(UsageError, match="NVFP4 KV cache only with the SM100 MSA backend"):
+        resolved(model, 8192, "kv_cache_dtype: nvfp4")
+    assert resolved(model, 8192, "kv_cache_dtype: nvfp4", "{name: b200}")[1].block_size == 128
+    with pytest.raises(UsageError, match="block_size: .* takes multiples of 128"):
+        resolved(model, 8192, "block_size: 64")

@@ -12,7 +12,7 @@ from harness.architecture import Architecture, from_config, multimodal
 from harness.errors import UsageError
 from harness.predict import settings, weights
 from harness.scenario import parse_scenario
-from tests.hybrid_configs import STEP
+from tests.hybrid_configs import M3_TEXT, M3_TOWER, STEP
 
 TEXT = {
     "vocab_size": 1000, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -88,6 +88,8 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
         **STEP, "architectures": ["Step3p5ForCausalLM"], "model_type": "step3p5", "max_seq_len": 4096}, STEP_TOWER, {
         "projector_bias": False, "tie_word_embeddings": False,
         "auto_map": {"AutoConfig": "configuration_own.StepConfig"}}),
+    ("MiniMaxM3SparseForConditionalGeneration", "minimax_m3_vl", M3_TEXT, M3_TOWER, {
+        "projector_hidden_size": 40, "tie_word_embeddings": False}),
     ("Llama4ForConditionalGeneration", "llama4", {}, LLAMA4, {}),
     ("Gemma4ForConditionalGeneration", "gemma4", {}, GEMMA4, {}),
 ]  # fmt: skip
@@ -103,6 +105,7 @@ def counted_by_transformers(config: dict[str, Any], tower_alone: bool) -> int:
     """Parameters of transformers' own model on the meta device, of its tower and projector alone where asked."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
+    transformers.CONFIG_MAPPING._extra_content.clear()  # configs of vLLM's own, where it is in the same process
     hf = transformers.AutoConfig.for_model(
         config["model_type"], **{k: v for k, v in config.items() if k not in ("model_type", "architectures")}
     )
@@ -283,7 +286,7 @@ def test_a_tower_whose_heads_do_not_divide_is_refused():
         (7, {"vision_config": {**CLIP, "model_type": "dino"}}, "vision_config.model_type: 'dino' is not supported"),
         (7, {"vision_feature_layer": 9}, "vision_feature_layer: expected layers of 5, got 9"),
         (12, {"vision_config": {**KIMI, "merge_kernel_size": 2}}, "merge_kernel_size: expected two small"),
-        (14, {"audio_config": {}}, "audio_config: the audio tower of Llama4ForConditionalGeneration is not"),
+        (15, {"audio_config": {}}, "audio_config: the audio tower of Llama4ForConditionalGeneration is not"),
     ],
 )
 def test_a_bad_config_is_one_line_that_names_the_key(case: int, changes: dict[str, Any], said: str):

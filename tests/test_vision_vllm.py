@@ -71,6 +71,21 @@ def test_steps_largest_image_is_vllms(vllm: Vllm):
     assert item.elements == 3 * (taken["image_size"] ** 2 + crops * taken["patch_size"] ** 2)
 
 
+def test_minimax_m3s_largest_image_and_video_are_vllms(vllm: Vllm):
+    from vllm.models.minimax_m3.common.mm_preprocess import MiniMaxM3VLProcessingInfo
+    from vllm.transformers_utils.processors import minimax_m3 as processors
+
+    info = MiniMaxM3VLProcessingInfo.__new__(MiniMaxM3VLProcessingInfo)  # a processor wants a checkpoint's files
+    vars(info).update(
+        get_image_processor=lambda: processors.MiniMaxM3VLImageProcessor,
+        get_video_processor=lambda: processors.MiniMaxM3VLVideoProcessor,
+    )
+    items = images.minimax_m3(Reader({"patch_size": 14, "num_channels": 3}, {}), Reader({}, {}))
+    for length in (2048, 32_768, 1 << 20):
+        theirs = info.get_mm_max_tokens_per_item(length, {"image": 1, "video": 1})
+        assert {kind: item.largest(length).tokens for kind, item in items.items()} == theirs
+
+
 def ours(config: dict[str, Any], tp: int, mode: str) -> Counter[tuple[int, ...]]:
     vision, parts = multimodal.tower(config, config["text_config"]["hidden_size"])
     shapes: Counter[tuple[int, ...]] = Counter()

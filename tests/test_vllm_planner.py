@@ -171,18 +171,20 @@ def check_against_vllm(vllm: Vllm, config: dict[str, Any]) -> None:
     prefixes; pools of nothing, too small by a block, just large enough, ample."""
     length = min(8192, from_config(config).max_model_len)
     answers = []
+    chooses_blocks = {k.kind for k in from_config(config).kv_kinds} == {FULL, INDEXER}  # blocks of a cache's own size
+    block_size = 128 if chooses_blocks else 16
     for kv_dtype, tp, prefix_caching in (("auto", 1, True), ("fp8", 1, True), ("auto", 2, True), ("auto", 1, False)):
         if tp > 1 and from_config(config).heads % tp:
             continue
         more = f"enable_prefix_caching: {json.dumps(prefix_caching)}"
-        architecture, chosen = resolved(config, 16, kv_dtype, tp, length, more=more)
+        architecture, chosen = resolved(config, block_size, kv_dtype, tp, length, more=more)
         if prefix_caching is False and not any(k.state for k in architecture.kv_kinds):
             continue
         _, built = build(
             vllm, shallow(config, architecture), kv_cache_dtype=kv_dtype, max_model_len=length,
             enable_prefix_caching=prefix_caching,
         )  # fmt: skip
-        own = layer_specs(built, 16, tp)
+        own = layer_specs(built, block_size, tp)
         assert len(own) == sum(len(caches) for caches in architecture.kv_layers)
         block = kv_cache.bytes_per_block(architecture, chosen)
         needed = kv_cache.request_blocks(architecture, chosen, length)

@@ -137,6 +137,7 @@ def as_on_a_gpu(patched: pytest.MonkeyPatch) -> None:
     """What a CPU would decide otherwise about a model that is only built."""
     import torch
     from vllm.model_executor.layers.fused_moe import config
+    from vllm.model_executor.layers.fused_moe.experts import cpu_moe
     from vllm.model_executor.models import nemotron_h, registry
     from vllm.models.kimi_k3.nvidia import model as kimi
     from vllm.platforms import current_platform
@@ -167,6 +168,8 @@ def as_on_a_gpu(patched: pytest.MonkeyPatch) -> None:
     patched.setattr(torch.cuda, "Stream", MagicMock)
     patched.setattr(kimi, "maybe_init_gemm_rs_ar", lambda *_, **__: None)  # a kernel's workspace
     patched.setattr(config, "current_platform", Gpu())  # experts without a gate
+    # No kernel of a CPU has the activations of some experts: any kernel has their tensors.
+    patched.setattr(cpu_moe.CPUUnquantizedExperts, "is_supported_config", staticmethod(lambda *_: (True, None)))
     # No kernel of a CPU has experts without a gate; they keep no cache.
     patched.setattr(nemotron_h, "NemotronHMoE", lambda *_, **__: NoExperts())
     patched.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # else states are made float32
@@ -185,7 +188,8 @@ def without_torchvision() -> Iterator[None]:
         module = sys.modules[name] = MagicMock(spec=ModuleType)
         module.__name__, module.__path__, module.__spec__ = name, [], ModuleSpec(name, None)
     sys.modules["torchvision"].transforms = sys.modules["torchvision.transforms"]
-    sys.modules["torchvision.transforms.functional"].InterpolationMode = MagicMock()
+    for name in ("", ".functional"):
+        sys.modules[f"torchvision.transforms{name}"].InterpolationMode = MagicMock()
     sys.modules["torchvision.transforms.v2"].functional = MagicMock()
     try:
         yield

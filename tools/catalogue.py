@@ -61,7 +61,7 @@ KEPT = [
     "num_nextn_predict_layers", "attn_output_gate", "num_attention_groups", "moe_num_experts", "moe_top_k",
     "share_expert_dim", "moe_layers_enum", "use_head_wise_attn_gate", "attention_other_setting",
     "partial_rotary_factors", "max_seq_len", "compress_ratios", "o_groups", "o_lora_rank", "num_hash_layers",
-    "hc_mult", "expert_dtype",
+    "hc_mult", "expert_dtype", "dense_intermediate_size", "sparse_attention_config", "num_mtp_modules",
 ]  # fmt: skip
 # Of a vision_config, and beside the two configs of a multimodal model.
 KEPT_OF_VISION = [
@@ -73,10 +73,12 @@ KEPT_OF_VISION = [
     "default_output_length", "standardize", "use_clipped_linears", "vt_hidden_size", "vt_intermediate_size",
     "vt_num_attention_heads", "vt_num_hidden_layers", "init_pos_emb_height", "init_pos_emb_width", "merge_kernel_size",
     "width", "layers", "heads", "ls_init_value", "use_cls_token", "use_ln_pre", "use_ln_post", "use_abs_posemb",
+    "img_token_compression_config", "patch_merge_bias",
 ]  # fmt: skip
 KEPT_BESIDE = [
     "vision_feature_layer", "vision_feature_select_strategy", "image_grid_pinpoints", "multimodal_projector_bias",
     "spatial_merge_size", "mm_tokens_per_image", "audio_config", "is_encoder_decoder", "projector_bias",
+    "projector_hidden_size",
 ]  # fmt: skip
 # Of an encoder of audio, and of Whisper as a whole.
 KEPT_OF_AUDIO = [
@@ -99,13 +101,9 @@ REFUSED = {
     "KimiK3ForConditionalGeneration": (
         "Kimi K3's residual attention, latent experts and gated latent attention are not modelled yet"
     ),
-    "MiniMaxM3ForCausalLM": (
-        "no vLLM up to 0.33 has a class of this name (it has MiniMaxM3SparseForCausalLM); block-sparse attention with "
-        "an indexer is not modelled yet"
-    ),
 }
 # Classes in copies that another project has put into words of its own: what is published has another class.
-RETOLD = ("Step3p7FlashForCausalLM",)
+RETOLD = ("MiniMaxM3ForCausalLM", "Step3p7FlashForCausalLM")
 UNSAID_OF_EXPERTS = (
     "no public copy of its config.json says in what its experts are stored (expert_dtype): name the model that it was "
     "made from"

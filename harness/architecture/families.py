@@ -159,12 +159,12 @@ MIXTURES: dict[str, Family] = {
     "DeepseekForCausalLM": Family(experts=_DEEPSEEK_EXPERTS),
     "DeepseekV2ForCausalLM": Family(mla=True, experts=_DEEPSEEK_EXPERTS),
     "DeepseekV3ForCausalLM": _DEEPSEEK_V3,
-    "DeepseekV32ForCausalLM": replace(_DEEPSEEK_V3, indexer=True),
+    "DeepseekV32ForCausalLM": replace(_DEEPSEEK_V3, indexer="tokens"),
     "DeepseekV4ForCausalLM": Family(
         compressed=True, rotary_float32=True,
         experts=Experts(count="n_routed_experts", shared_count="n_shared_experts", shared_step=128),
     ),
-    "GlmMoeDsaForCausalLM": replace(_DEEPSEEK_V3, indexer=True),
+    "GlmMoeDsaForCausalLM": replace(_DEEPSEEK_V3, indexer="tokens"),
     "Glm4MoeLiteForCausalLM": _DEEPSEEK_V3,
 }  # fmt: skip
 

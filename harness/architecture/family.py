@@ -79,7 +79,7 @@ class Family:
     spelling: str | None = None  # its config says in a way of its own what others say alike: a function of spellings.py
     mla: bool = False
     compressed: bool = False  # attention over compressed rows beside a window
-    indexer: bool = False  # sparse attention (DSA): an indexer chooses the tokens
+    indexer: str | None = None  # sparse attention: an indexer chooses what is looked at, a function of indexer.py
     experts: Experts | None = None
     keys: tuple[tuple[str, str], ...] = ()  # our name -> the family's own config key
     must_be: tuple[tuple[str, Any], ...] = ()  # config keys that have one supported value

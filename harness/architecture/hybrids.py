@@ -99,6 +99,15 @@ HYBRIDS: dict[str, Family] = {
             every="interleave_moe_layer_step",
         ),
     ),
+    "MiniMaxM3SparseForCausalLM": Family(
+        qk_norm="head", rotary=0.5, scheme="blocks_of_keys", indexer="blocks", spelling="minimax_m3",
+        keys=(("intermediate_size", "dense_intermediate_size"), ("expert_width", "intermediate_size")),
+        must_be=(("use_routing_bias", True), ("tie_word_embeddings", False), ("attention_output_gate", False)),
+        experts=Experts(
+            count="num_local_experts", width="expert_width", shared_count="n_shared_experts", correction_bias=True,
+            router_float32=True, flags="moe_layer_freq",
+        ),
+    ),
     "Step3p5ForCausalLM": Family(
         qkv_bias="attention_bias", qk_norm="head", gate="head", gate_flag="use_head_wise_attn_gate", rotary_local=True,
         spelling="step", keys=(("num_key_value_heads", "num_attention_groups"),),

@@ -8,7 +8,7 @@ preprocessor_config.json's, and a checkpoint that changed them is profiled other
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import ceil, sqrt
+from math import ceil, isqrt, sqrt
 
 from harness.architecture.reader import Reader, show
 from harness.errors import UsageError
@@ -160,3 +160,22 @@ def step3p7(vision: Reader, outer: Reader) -> dict[str, Item]:
     elements = 3 * (whole**2 + crops * crop**2)
     patches = max((whole // patch) ** 2, crops * (crop // patch) ** 2)
     return {"image": Item(embeddings + marks, embeddings, elements, patches)}
+
+
+# MiniMaxM3VLImageProcessor and MiniMaxM3VLVideoProcessor (vllm/transformers_utils/processors/minimax_m3.py, 0.32):
+# pixels of the largest image and of a frame; frames of the longest video (mm_preprocess.py of vllm/models/minimax_m3).
+_M3_PIXELS, _M3_FRAME_PIXELS, _M3_FRAMES = 451_584, 602_112, 500
+
+
+def minimax_m3(vision: Reader, outer: Reader) -> dict[str, Item]:
+    """MiniMax M3: one square; a video has as many frames as fit max_model_len, two a step, 500 at most."""
+    patch, merge, frames = vision.count("patch_size"), 2, 2
+    pixels = vision.count("num_channels") * frames * patch**2
+    found = {}
+    for kind, tokens, steps in (
+        ("image", (isqrt(_M3_PIXELS) // (patch * merge)) ** 2, 1),
+        ("video", _M3_FRAME_PIXELS // (patch * merge) ** 2, _M3_FRAMES // frames),
+    ):
+        patches = tokens * merge**2
+        found[kind] = _image(tokens, patches * pixels, patches, steps)
+    return found

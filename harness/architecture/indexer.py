@@ -1,14 +1,17 @@
-"""The indexer of sparse attention (DSA): a small attention of its own that chooses the tokens of the large one.
+"""The indexer of sparse attention: a small attention of its own that chooses what the large one looks at.
 
-Source: ``DeepseekV32Indexer`` and ``DeepseekV32Attention`` of vllm/models/deepseek_v32/attention.py, 0.32.
+Tokens of a latent row (DSA), or blocks of keys (MiniMax M3).
+Source: ``DeepseekV32Indexer`` and ``DeepseekV32Attention`` of vllm/models/deepseek_v32/attention.py,
+``MiniMaxM3IndexerCache`` of vllm/models/minimax_m3/common/indexer.py, 0.32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from harness.architecture.component import Component
 from harness.architecture.kv_layers import INDEXER, KvLayer
+from harness.architecture.layout import flag_list
 from harness.architecture.reader import Reader, show
 from harness.errors import UsageError
 
@@ -37,7 +40,18 @@ def indexer_parts(read: Reader, hidden: int, q_rank: int | None) -> Iterator[Com
         yield Component(f"indexer.k_norm.{tensor}", (dim,), "replicated", kind="indexer", dtype="float32")
 
 
-def indexer_cache(read: Reader) -> KvLayer:
+def _tokens(read: Reader, layers: int) -> tuple[tuple[int, ...], KvLayer]:
     """One row of fp8 and its scales, whatever kv_cache_dtype is."""
     dim = read.count("index_head_dim")
-    return KvLayer(INDEXER, 1, dim, row_bytes=dim + dim // _SCALE_OF * 4)
+    return indexer_layers(read, layers), KvLayer(INDEXER, 1, dim, row_bytes=dim + dim // _SCALE_OF * 4)
+
+
+def _blocks(read: Reader, layers: int) -> tuple[tuple[int, ...], KvLayer]:
+    """One key in bf16, whatever kv_cache_dtype is (``resolve_indexer_kv_dtype("bf16")``)."""
+    dim = read.count("index_head_dim")
+    where = tuple(i for i, flag in enumerate(flag_list(read, "index_layers", layers)) if flag)
+    return where, KvLayer(INDEXER, 1, dim, row_bytes=2 * dim)
+
+
+# The layers that have an indexer of the kind, and what each of them keeps.
+INDEXERS: dict[str, Callable[[Reader, int], tuple[tuple[int, ...], KvLayer]]] = {"tokens": _tokens, "blocks": _blocks}

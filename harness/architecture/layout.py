@@ -14,6 +14,7 @@ from harness.architecture.reader import Reader, show
 from harness.errors import UsageError
 
 BOTH, MLP, EXPERTS = "full and state", "mlp", "experts"  # beside the kinds of a cache
+CHOSEN = "chosen blocks"  # full attention that looks at the blocks which an indexer of the layer's own chooses
 _TYPES = {
     "full_attention": FULL, "attention": FULL, "deepseek_sparse_attention": FULL, "sliding_attention": SLIDING,
     "chunked_attention": CHUNKED,
@@ -28,7 +29,8 @@ _NEEDS_FLAG = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen2MoeForCausalLM", "Q
 class Attention:
     """Layers whose attention is alike. Counts, elements, tokens.
 
-    ``own_kv``: False where the keys and values are another layer's; ``values``: False where a key serves as value.
+    ``own_kv``: False where the keys and values are another layer's; ``values``: False where a key serves as value;
+    ``index``: (heads, elements of one) of an indexer's queries, made with q, k and v, as is its one key.
     """
 
     layers: tuple[int, ...]
@@ -40,12 +42,14 @@ class Attention:
     window: int | None = None
     own_kv: bool = True
     values: bool = True
+    index: tuple[int, int] | None = None
 
     @property
     def query_and_kv(self) -> tuple[tuple[int, int], ...]:
         """(heads, elements of one) of q, k and v, as far as these layers make them."""
         q, k, v = (self.heads, self.head_dim), (self.kv_heads, self.head_dim), (self.kv_heads, self.value_dim)
-        return (q, k, v) if self.own_kv else (q,)
+        index = (self.index, (1, self.index[1])) if self.index else ()
+        return (q, k, v, *index) if self.own_kv else (q,)
 
 
 @dataclass(frozen=True)
@@ -222,6 +226,11 @@ def _by_numbers(_: str, __: Family, read: Reader, layers: int) -> list[str]:
     return [STATE if i + 1 in states else FULL for i in range(layers)]
 
 
+def _by_blocks(_: str, __: Family, read: Reader, layers: int) -> list[str]:
+    """Which layers have an indexer (minimax_m3)."""
+    return [CHOSEN if flag else FULL for flag in flag_list(read, "index_layers", layers)]
+
+
 def _all_both(_: str, __: Family, ___: Reader, layers: int) -> list[str]:
     return [BOTH] * layers
 
@@ -229,6 +238,7 @@ def _all_both(_: str, __: Family, ___: Reader, layers: int) -> list[str]:
 _SCHEMES: dict[str, Callable[[str, Family, Reader, int], list[str]]] = {
     "window": _by_window, "types": _by_types, "pattern": _by_pattern, "offset": _by_offset, "indices": _by_indices,
     "flags": _by_flags, "chunks": _by_chunks, "kda": _by_numbers, "both": _all_both,
+    "blocks_of_keys": _by_blocks,
 }  # fmt: skip
 
 
@@ -293,7 +303,9 @@ def _alike(
         )
     )  # fmt: skip
     values = not (key_is_value and kind == FULL)
-    return Attention((), kind, heads, kv_heads, head_dim, value_dim, windows.get(kind), own_kv, values)
+    index = (read.count("index_n_heads"), read.count("index_head_dim")) if kind == CHOSEN else None
+    kind = FULL if kind == CHOSEN else kind
+    return Attention((), kind, heads, kv_heads, head_dim, value_dim, windows.get(kind), own_kv, values, index)
 
 
 # -- experts ---------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from harness.architecture.compressed import Compressed, compressed, compressed_c
 from harness.architecture.cross import cross_cache
 from harness.architecture.families import FAMILIES
 from harness.architecture.family import Family
-from harness.architecture.indexer import indexer_cache, indexer_layers
+from harness.architecture.indexer import INDEXERS
 from harness.architecture.kv_layers import FULL, MLA, STATE, KvLayer
 from harness.architecture.layout import Attention, Layout, layout, pattern
 from harness.architecture.mixers import MIXERS
@@ -243,7 +243,7 @@ def _kv_layers(family: Family, read: Reader, size: Sizes) -> tuple[tuple[KvLayer
     if family.cross:
         _add(caches, tuple(range(size.layers)), cross_cache(size.heads, size.hidden // size.heads))
     if family.indexer:
-        _add(caches, indexer_layers(read, size.layers), indexer_cache(read))
+        _add(caches, *INDEXERS[family.indexer](read, size.layers))
     if family.mixer:
         state = MIXERS[family.mixer](read, size.hidden)[1]
         state = replace(state, recurrent_dtype=state.recurrent_dtype or _state_dtype(family, read))

@@ -61,6 +61,11 @@ def mtp(config: dict[str, Any]) -> Architecture:
     """The MTP layers that ``config`` describes, as a drafter. Raises UsageError where there are none, or not known."""
     text = text_config(config)
     name = (text.get("architectures") or [None])[0]
+    if name == "MiniMaxM3SparseForCausalLM":
+        raise UsageError(
+            "engine.speculative_config: MiniMax M3's published checkpoint has none of the MTP layers that its config "
+            "counts (num_mtp_modules), and vLLM fails to load them"
+        )
     found = PREDICTORS.get(name)
     if found is None:
         raise UsageError(

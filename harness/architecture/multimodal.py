@@ -113,6 +113,10 @@ WRAPPERS: dict[str, Wrapper] = {
         "DeepseekV3ForCausalLM", vision.kimi_k25, defaults="kimi_k25_vision", modalities=("vision_chunk",), data=True,
         falls_back=True, items=images.kimi_k25,
     ),
+    "MiniMaxM3SparseForConditionalGeneration": Wrapper(
+        "MiniMaxM3SparseForCausalLM", vision.minimax_m3, defaults="minimax_m3_vl_vision", modalities=("image", "video"),
+        data=True, items=images.minimax_m3,
+    ),
     "Step3p7ForConditionalGeneration": Wrapper(
         "Step3p5ForCausalLM", vision.step3p7, defaults="perception_encoder", heads="heads", data=True,
         items=images.step3p7,
@@ -158,6 +162,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "kimi_k25_vision": {
         "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
         "patch_size": 14, "pos_emb_height": 64, "pos_emb_width": 64, "merge_kernel_size": (2, 2),
+    },
+    "minimax_m3_vl_vision": {
+        "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16,
+        "num_channels": 3, "patch_size": 14,
     },
     "perception_encoder": {
         "width": 1536, "layers": 47, "heads": 16, "num_channels": 3, "image_size": 728, "patch_size": 14,

@@ -142,6 +142,9 @@ def _attention(family: Family, read: Reader, hidden: int, group: Attention) -> I
         for name, heads in norms if group.own_kv else norms[:1]:
             width = group.head_dim * (heads if family.qk_norm == "all" else 1)
             yield Component(f"{name}.weight", (width,), "replicated")
+    if group.index:
+        for name in ("index_q_norm", "index_k_norm"):
+            yield Component(f"{name}.weight", (group.index[1],), "replicated")
 
 
 def _elements(units: tuple[tuple[int, int], ...]) -> int:

@@ -75,4 +75,28 @@ def numbers(value: Any, layers: int) -> list[int]:
         raise UsageError(f"config: moe_layers_enum: expected numbers of layers, got {show(value)}") from None
 
 
-SPELLINGS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"step": step}
+def minimax_m3(config: dict[str, Any]) -> dict[str, Any]:
+    """MiniMax M3: the indexer's numbers in a mapping of their own, as many heads as KV heads and as wide.
+
+    ``MinimaxM3QKVParallelLinearWithIndexer`` of vllm/model_executor/layers/linear.py.
+    """
+    read = Reader(config, {})
+    sparse = read.inner("sparse_attention_config")
+    flat = {
+        "index_n_heads": sparse.count("sparse_num_index_heads"), "index_head_dim": sparse.count("sparse_index_dim"),
+        "index_layers": sparse.config.get("sparse_attention_freq"),
+    }  # fmt: skip
+    for key, ours, theirs in (
+        ("sparse_num_index_heads", "index_n_heads", "num_key_value_heads"),
+        ("sparse_index_dim", "index_head_dim", "head_dim"),
+    ):
+        if flat[ours] != read.count(theirs):
+            raise UsageError(
+                f"config: sparse_attention_config.{key}: expected {theirs} ({read.count(theirs)}), got {flat[ours]}"
+            )
+    if not isinstance(config.get("moe_layer_freq"), list):
+        raise UsageError(f"config: moe_layer_freq: expected a list, got {show(config.get('moe_layer_freq'))}")
+    return {**config, **flat}
+
+
+SPELLINGS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"step": step, "minimax_m3": minimax_m3}

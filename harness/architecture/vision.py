@@ -308,6 +308,31 @@ def step3p7(vision: Reader, hidden: int, outer: Reader) -> towers.Parts:
     yield towers.part(f"{name}.rotary freqs_cache", angles, times=depth, kind="rotary", counted=False, dtype="float32")
 
 
+def minimax_m3(vision: Reader, hidden: int, outer: Reader) -> towers.Parts:
+    """MiniMax M3: CLIP's blocks over patches of two frames, two matrices, then two that join four patches."""
+    width, patch, (merge, frames) = vision.count("hidden_size"), vision.count("patch_size"), compression(vision)
+    middle = outer.count("projector_hidden_size", default=hidden)
+    shape = (width, vision.count("num_channels"), frames, patch, patch)
+    yield towers.part("vision_model.embeddings.patch_embedding.weight", shape)
+    yield from towers.norm("vision_model.pre_layrnorm", width)
+    depth, inner = vision.count("num_hidden_layers"), vision.count("intermediate_size")
+    yield from towers.blocks("vision_model.encoder.layers", depth, width, inner)
+    projector, merger = vision.flag("multimodal_projector_bias", True), vision.flag("patch_merge_bias", True)
+    for name, taken, bias in (
+        ("multi_modal_projector", width, projector), ("patch_merge_mlp", merge**2 * hidden, merger)
+    ):  # fmt: skip
+        yield from towers.linear(f"{name}.linear_1", middle, taken, "column", bias)
+        yield from towers.linear(f"{name}.linear_2", hidden, middle, "row", bias)
+
+
+def compression(vision: Reader) -> tuple[int, int]:
+    """Patches of a side that become one token, and frames of a patch."""
+    if vision.config.get("img_token_compression_config") is None:
+        return 2, 2
+    joined = vision.inner("img_token_compression_config")
+    return joined.count("spatial_merge_size", default=2), joined.count("temporal_patch_size", default=2)
+
+
 def _ratio(vision: Reader, key: str) -> float:
     value = vision.config.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 100:

@@ -25,11 +25,16 @@ DELTA_NET_STEP = 64  # FLASHINFER_GDN_CHECKPOINT_ALIGNMENT, vllm/v1/attention/ba
 _LATENT_STEP = 128  # of a model with latent attention and states, a block is a multiple of this
 _COMPRESSED_BLOCK = 256  # the one size that DeepSeek V4's backends take
 _SPARSE_ROW = 656  # fp8_ds_mla: 512 fp8 values, 4 float32 scales, 64 bf16 values of RoPE (flashmla_sparse.py)
+_CHOSEN_BLOCK = 128
 _HOPPER, _BLACKWELL, _SMALL_BLACKWELL = 9, 10, 12  # major compute capabilities
 
 
 def is_sparse(architecture: Architecture) -> bool:
-    """Whether attention looks at chosen tokens alone (DSA)."""
+    """Whether latent attention looks at chosen tokens alone (DSA)."""
+    return architecture.mla is not None and _has_indexer(architecture)
+
+
+def _has_indexer(architecture: Architecture) -> bool:
     return any(k.kind == INDEXER for k in architecture.kv_kinds)
 
 
@@ -44,6 +49,11 @@ def element_bytes(asked: str, architecture: Architecture, dtype: str, capability
         raise UsageError("kv_cache_dtype nvfp4 needs a GPU of compute capability 8.0 or more")
     if architecture.compressed is not None:
         return _compressed_bytes(asked, architecture, capability or _HOPPER)
+    if asked == "nvfp4" and _has_indexer(architecture) and capability != _BLACKWELL:
+        raise UsageError(
+            "MiniMax M3 sparse attention supports an NVFP4 KV cache only with the SM100 MSA backend "
+            "(kv_cache_dtype=nvfp4, topk_blocks=16)"
+        )
     if is_sparse(architecture):
         return _sparse_bytes(asked, architecture, capability or _HOPPER)
     return _KV_BYTES[dtype if asked == "auto" or architecture.name in _IGNORES_KV_DTYPE else asked]
@@ -85,6 +95,11 @@ def check_block_size(architecture: Architecture, block_size: int) -> None:
             f"engine.block_size: {architecture.name} takes {_COMPRESSED_BLOCK} alone (FLASHMLA_SPARSE_DSV4, "
             f"DEEPSEEK_V4_INDEXER), got {block_size}"
         )
+    if architecture.mla is None and _has_indexer(architecture) and block_size % _CHOSEN_BLOCK:
+        raise UsageError(
+            f"engine.block_size: {architecture.name} takes multiples of {_CHOSEN_BLOCK} (MINIMAX_M3_SPARSE), got "
+            f"{block_size}"
+        )
 
 
 def state_bytes(asked: str, architecture: Architecture, dtype: str) -> int:
@@ -102,7 +117,8 @@ def preferred_block_size(
     if is_sparse(architecture):
         return 64
     if architecture.mla is None:
-        return default
+        # A block of keys that an indexer chooses is one of the cache (``MiniMaxM3SparseBackend``).
+        return _CHOSEN_BLOCK if _has_indexer(architecture) else default
     if capability == _BLACKWELL:
         return 32  # FlashInfer's kernels
     # FlashAttention reads no fp8 rows: FlashMLA does, in blocks of its own. Elsewhere Triton's kernel does both.
