@@ -160,7 +160,7 @@ def test_a_config_of_step_that_vllm_would_not_read_is_one_line(changes: dict[str
 
 def test_minimax_m3_has_the_tensors_of_its_checkpoint():
     """https://huggingface.co/MiniMaxAI/MiniMax-M3: 427,040,140,160 elements in 23,416 tensors, 854,172,958,720 bytes
-    (NVIDIA-NeMo/Megatron-Bridge's verification of its export). In float32: routers, their biases, the patch embedding."""
+    (NVIDIA-NeMo/Megatron-Bridge's check of its export). In float32: routers, their biases, the patch embedding."""
     architecture, chosen = resolved("MiniMaxAI/MiniMax-M3", 8192, "tensor_parallel_size: 8", "{name: b200, count: 8}")
     assert chosen.block_size == 128
     parts = [c for c in architecture.components if c.counted or c.name == "e_score_correction_bias"]
@@ -202,5 +202,5 @@ def test_what_is_refused_of_minimax_m3():
     with pytest.raises(UsageError, match="NVFP4 KV cache only with the SM100 MSA backend"):
         resolved(model, 8192, "kv_cache_dtype: nvfp4")
     assert resolved(model, 8192, "kv_cache_dtype: nvfp4", "{name: b200}")[1].block_size == 128
-    with pytest.raises(UsageError, match="block_size: .* takes multiples of 128"):
+    with pytest.raises(UsageError, match=r"block_size: .* takes multiples of 128"):
         resolved(model, 8192, "block_size: 64")
