@@ -14,10 +14,9 @@ from dataclasses import replace
 from statistics import fmean, median
 
 from harness import evidence
-from harness.calibrate import Case, calibrate, case_of, splits
+from harness.calibrate import Case, Run, calibrate, case_of, splits
 from harness.evidence.rows import cannot, cannot_grant
 from harness.ledger import Term
-from harness.measured_run import Run
 from harness.predict.calibrated import WORDS
 from harness.scenario import Calibration, minor
 from harness.units import GIB
@@ -44,7 +43,7 @@ def runs(gpu: str, version: str) -> list[Run]:
 
 def held_out(given: Sequence[Run]) -> Iterator[Pair]:
     """Each run with the calibration on the runs of all other models; on all others, where there is one model."""
-    for one, rest in splits(given, [run.scenario.model_name for run in given]):
+    for one, rest in splits(given, [run.model for run in given]):
         yield _first_rank(one), calibrate(rest, TODAY)
 
 
@@ -80,8 +79,8 @@ def show(title: str, pairs: Sequence[Pair]) -> None:
 def main() -> None:
     """Print the tables."""
     h100 = runs("h100-sxm-80gb", "0.19")
-    llama = [r for r in h100 if r.scenario.model_name == "meta-llama/Llama-3.1-8B-Instruct"]
-    others = [r for r in h100 if r.scenario.model_name not in {x.scenario.model_name for x in llama}]
+    llama = [r for r in h100 if r.model == "meta-llama/Llama-3.1-8B-Instruct"]
+    others = [r for r in h100 if r.model not in {x.model for x in llama}]
     show(f"H100 SXM, 0.19: {len(h100)} runs, each predicted from those of all other models", list(held_out(h100)))
     show(f"The same: {len(llama)} runs of Llama-3.1-8B predict the others", list(trained(llama, others)))
     for gpu, version in (("h100-sxm-80gb", "0.11"), ("rtx-3090-24gb", "0.6")):

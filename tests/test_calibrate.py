@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import csv
 import datetime
+import io
 import json
 import random
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, SCENARIOS, Ran, bench
+from hypothesis import given
+from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from harness import __version__, store
-from harness.calibrate import calibrate, case_of
+from harness.calibrate import Run, calibrate, case_of
+from harness.cli import main
 from harness.ledger import Term
-from harness.measured_run import Run
 from harness.predict import predict
 from harness.predict.simulated import step_time_of
 from harness.report.content import understand
@@ -63,6 +67,14 @@ def run(model: str, found: Calibration | None = None, **off: int) -> Run:
 
 def found_of(c: Calibration) -> dict[str, tuple[int, int]]:
     return {k.term: (k.bytes, k.bytes_per_unit) for k in c.constants}
+
+
+def quick(*arguments: str | Path) -> Ran:
+    """``bench`` in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as end:
+        main([str(a) for a in arguments])
+    return Ran(int(end.value.code or 0), out.getvalue(), err.getvalue())
 
 
 # -- the fit -------------------------------------------------------------------------------------------
@@ -238,17 +250,17 @@ def test_a_prediction_uses_it_and_says_so(made: tuple[Ran, Path], ask: Path, tmp
     assert terms["runtime_at_init"]["bytes"] == INIT and terms["cuda_graphs"]["bytes"] == BASE + 48 * EACH
     assert terms["runtime_at_init"]["source"] == "calibrated on 4 runs of this GPU"
     assert with_it.document["prediction"]["load"]["e2e_mean_s"] != plain.document["prediction"]["load"]["e2e_mean_s"]
-    shown = " ".join(bench("report", with_it.folder).out.split())
+    shown = " ".join(quick("report", with_it.folder).out.split())
     assert said in shown and "with the shares that 4 runs of this GPU reached" in shown
     for verb in ("capacity", "paging"):
-        ran = bench(verb, ask, "--calibration", made[1], "--json")
+        ran = quick(verb, ask, "--calibration", made[1], "--json")
         assert ran.code == 0 and ran.document["calibration"] == said
-        assert said in " ".join(bench(verb, ask, "--calibration", made[1]).out.split())
+        assert said in " ".join(quick(verb, ask, "--calibration", made[1]).out.split())
 
 
 def test_a_folder_is_reproducible_from_itself(made: tuple[Ran, Path], ask: Path, tmp_path: Path) -> None:
     how = ("--analytic-only", "--out", tmp_path, "--json")
-    plain, with_it = bench("run", ask, *how), bench("run", ask, *how, "--calibration", made[1])
+    plain, with_it = quick("run", ask, *how), quick("run", ask, *how, "--calibration", made[1])
     digests = [json.loads((r.folder / store.MANIFEST).read_text())["digest"] for r in (plain, with_it)]
     assert digests[0] != digests[1]
     reading = understand(store.read(with_it.folder))
@@ -268,6 +280,21 @@ def test_what_a_calibration_does_not_know_is_named_and_stays() -> None:
     assert account.ledger.bytes_of(Term.ACTIVATION_PEAK) != plain.ledger.bytes_of(Term.ACTIVATION_PEAK)
 
 
+big = st.sampled_from([0, 1, -1, 2**20, -(2**20), 2**31, -(2**31), 2**50, -(2**50)])
+
+
+@given(st.lists(st.tuples(big, big, st.sampled_from([None, 0, 2**50])), min_size=4, max_size=4))
+def test_whatever_a_file_says_is_a_prediction(figures: list[tuple[int, int, int | None]]) -> None:
+    rows = [
+        c.model_copy(update={"bytes": size, "bytes_per_unit": each * (c.term == "cuda_graphs"), "below": room})
+        for c, (size, each, room) in zip(constants().constants, figures, strict=True)
+    ]
+    one = scenario(MODELS[1]).model_copy(update={"calibration": constants().model_copy(update={"constants": rows})})
+    for entry in predict(one).ledger:
+        assert entry.bytes is not None and entry.low is not None and entry.high is not None
+        assert entry.bytes >= 0 and entry.low <= entry.bytes <= entry.high, entry
+
+
 def written(path: Path, found: Calibration, **changes: object) -> Path:
     with path.open("w") as file:
         YAML().dump({**found.model_dump(exclude_defaults=True), **changes}, file)
@@ -285,7 +312,7 @@ def written(path: Path, found: Calibration, **changes: object) -> Path:
 def test_another_gpu_or_version_is_refused(change: str, told: str, ask: Path, tmp_path: Path) -> None:
     file = written(tmp_path / "a100.yaml", constants())
     for verb in (("run", ask, "--analytic-only"), ("capacity", ask), ("paging", ask)):
-        ran = bench(*verb, "--set", change, "--calibration", file)
+        ran = quick(*verb, "--set", change, "--calibration", file)
         assert (ran.code, ran.err.strip()) == (2, f"bench: --calibration {file}: {told}"), ran.err
         assert "Traceback" not in ran.err
 
@@ -304,16 +331,16 @@ def test_a_broken_file_is_one_line(text: str | None, told: str, ask: Path, tmp_p
     file = tmp_path / "broken.yaml"
     if text is not None:
         file.write_text(text)
-    ran = bench("run", ask, "--analytic-only", "--calibration", file)
+    ran = quick("run", ask, "--analytic-only", "--calibration", file)
     assert ran.code == 2 and ran.err.startswith("bench: " + told.format(file)) and ran.err.count("\n") == 1, ran.err
 
 
 def test_faults_of_a_file_are_told_at_their_lines(ask: Path, tmp_path: Path) -> None:
     file = written(tmp_path / "a100.yaml", constants(), loadfit="0.0.9")
-    ran = bench("run", ask, "--analytic-only", "--calibration", file)
+    ran = quick("run", ask, "--analytic-only", "--calibration", file)
     assert ran.code == 2 and "made by loadfit 0.0.9, whose laws may be others than those of" in ran.err
     file.write_text(file.read_text().replace("bytes: 700000000", "bytes: many").replace("'2026-11-24'", "today"))
-    ran = bench("run", ask, "--analytic-only", "--calibration", file)
+    ran = quick("run", ask, "--analytic-only", "--calibration", file)
     lines = ran.err.splitlines()
     assert ran.code == 2 and len(lines) == 2, ran.err
     assert lines[0].endswith('made: expected a day such as \'2026-11-24\', got "today"')
@@ -324,7 +351,7 @@ def test_in_a_scenario_it_is_refused_at_its_key(tmp_path: Path) -> None:
     kept = scenario(MODELS[0]).model_copy(update={"calibration": constants()}).as_yaml()
     path = tmp_path / "s.yaml"
     path.write_text(kept.replace("name: a100-sxm-80gb", "name: h100"))
-    ran = bench("check", path)
+    ran = quick("check", path)
     line = kept.splitlines().index("calibration:") + 1
     assert ran.code == 2 and ran.err.startswith(f"{path}:{line}: calibration: made for a100-sxm-80gb; ")
 
@@ -333,7 +360,7 @@ def test_a_training_step_and_this_computer_have_no_such_constants(tmp_path: Path
     file = written(tmp_path / "a100.yaml", constants())
     tune = next(p for p in SCENARIOS.glob("*.yaml") if "kind: finetune" in p.read_text())
     for path, told in ((tune, "a training step has none"), (SCENARIOS / "tiny_cpu.yaml", "device is this computer")):
-        ran = bench("run", path, "--analytic-only", "--calibration", file)
+        ran = quick("run", path, "--analytic-only", "--calibration", file)
         assert ran.code == 2 and told in ran.err and ran.err.count("\n") == 1
 
 
@@ -341,20 +368,20 @@ def test_a_training_step_and_this_computer_have_no_such_constants(tmp_path: Path
 
 
 def test_runs_without_a_measured_ledger_are_refused(ask: Path, tmp_path: Path) -> None:
-    analytic = bench("run", ask, "--analytic-only", "--out", tmp_path / "a", "--json").folder
+    analytic = quick("run", ask, "--analytic-only", "--out", tmp_path / "a", "--json").folder
     expected = {
         analytic: "analytic: nothing was measured on the scenario's device",
         REFERENCE / "70b_8k_int4-rehearsal": "rehearsal: nothing was measured on the scenario's device",
         REFERENCE / "smollm2_cpu-measured": "ran on this computer (device: cpu): a calibration is for a GPU",
     }
-    ran = bench("calibrate", *expected, "--out", tmp_path / "c.yaml")
+    ran = quick("calibrate", *expected, "--out", tmp_path / "c.yaml")
     assert ran.code == 2 and ran.err.splitlines() == [f"bench: {path}: {told}" for path, told in expected.items()]
     assert not (tmp_path / "c.yaml").exists()
 
 
 def test_runs_of_several_kinds_are_refused(folders: list[Path], tmp_path: Path) -> None:
     log = ROOT / "tests" / "logs" / "v1_0.33.log"
-    ran = bench("calibrate", folders[0], log, "--gpu", "h100-sxm-80gb", "--out", tmp_path / "c.yaml")
+    ran = quick("calibrate", folders[0], log, "--gpu", "h100-sxm-80gb", "--out", tmp_path / "c.yaml")
     assert ran.code == 2 and ran.err.count("\n") == 1
     assert "the runs are of several kinds, a calibration is for one: a100-sxm-80gb under vLLM 0.19 (" in ran.err
     assert "; h100-sxm-80gb under vLLM 0.33 (v1_0.33.log)" in ran.err
@@ -362,7 +389,7 @@ def test_runs_of_several_kinds_are_refused(folders: list[Path], tmp_path: Path) 
 
 def test_a_run_counts_once_and_a_shared_gpu_not_at_all(folders: list[Path], tmp_path: Path) -> None:
     latest = folders[0].parent / "latest"
-    ran = bench("calibrate", folders[0], latest, folders[0].parent, "--out", tmp_path / "c.yaml", "--json")
+    ran = quick("calibrate", folders[0], latest, folders[0].parent, "--out", tmp_path / "c.yaml", "--json")
     assert ran.code == 0 and ran.document["runs"] == 1, ran.err
     gpu = {
         "uuid": "GPU-1", "name": "A100", "total_bytes": 80 * GIB, "memory_version": "v2", "mig": 0, "missing": {},
@@ -370,7 +397,7 @@ def test_a_run_counts_once_and_a_shared_gpu_not_at_all(folders: list[Path], tmp_
         "lost": None,
     }  # fmt: skip
     shared = folder(tmp_path / "shared", MODELS[0], gpus=[gpu])
-    ran = bench("calibrate", shared, "--out", tmp_path / "c.yaml")
+    ran = quick("calibrate", shared, "--out", tmp_path / "c.yaml")
     assert ran.code == 2 and "others were on its GPUs: a process of somebody else" in ran.err
     assert "no run is left to fit on" in ran.err
 
@@ -384,7 +411,7 @@ def test_public_logs_give_the_medians_of_their_table(tmp_path: Path) -> None:
     if not logs:
         pytest.skip("the raw logs are not beside this checkout")
     file = tmp_path / "h100.yaml"
-    ran = bench("calibrate", *logs, "--gpu", "h100-sxm-80gb", "--out", file, "--json")
+    ran = quick("calibrate", *logs, "--gpu", "h100-sxm-80gb", "--out", file, "--json")
     assert ran.code == 0, ran.err
     assert "left out: microsoft-phi-2--h100-80gb--tp1pp1dp1--8192.FAILED.log: no pool was granted" in ran.err
     with (EVIDENCE / "h100_vllm_0.19.csv").open(newline="") as table:
@@ -400,7 +427,7 @@ def test_public_logs_give_the_medians_of_their_table(tmp_path: Path) -> None:
     assert graphs["after"] < graphs["before"] and graphs["held_out"] < graphs["before"]
     # A model that was not among them, by its own log.
     other = next(p for p in (EVIDENCE / "logs").glob("codellama-codellama-7b*.log"))
-    ran = bench("import", other, "--gpu", "h100-sxm-80gb", "--out", tmp_path, "--json", "--calibration", file)
+    ran = quick("import", other, "--gpu", "h100-sxm-80gb", "--out", tmp_path, "--json", "--calibration", file)
     terms = ran.document["prediction"]["terms"]["cuda_graphs"]
     assert terms["bytes"] == graphs["bytes"] + 32 * graphs["bytes_per_unit"] == pytest.approx(0.89 * GIB, rel=0.06)
     assert terms["source"] == f"calibrated on {graphs['runs']} runs of this GPU"
@@ -418,8 +445,8 @@ def test_a_calibrated_scenario_keeps_its_folder(tmp_path: Path) -> None:
 
 def test_the_document_has_the_tables_that_the_benchmark_prints(capsys: pytest.CaptureFixture[str]) -> None:
     sys.path.insert(0, str(ROOT))
-    from benchmarks.calibration import main
+    from benchmarks import calibration
 
-    main()
+    calibration.main()
     document = (ROOT / "docs" / "calibration.md").read_text()
     assert document.endswith(capsys.readouterr().out), "python -m benchmarks.calibration prints other tables"

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import conftest
 import fake_nvml
 import pytest
 from fake_nvml import H100, MIB, Node, device
@@ -179,6 +180,24 @@ def test_the_report_comes_from_the_folder_alone(replayed: Ran) -> None:
     again = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[1])
     assert again.returncode == 0, again.stderr
     assert again.stdout.strip() == replayed.out.partition("\nRun folder:")[0].strip()
+
+
+def test_the_run_calibrates_the_next_prediction(replayed: Ran, tmp_path: Path) -> None:
+    assert replayed.folder is not None
+    (tmp_path / "next.yaml").write_text(json.dumps(SCENARIO))
+    file = tmp_path / "h100.yaml"
+    fitted = conftest.bench("calibrate", replayed.folder, "--out", file)
+    assert fitted.code == 0, fitted.err
+    assert "Fewer than three runs: none can be held out" in fitted.out
+    assert re.search(r"Not refitted: step times: gpu/\S+: the steps' work was not recorded\.", fitted.out)
+    ran = conftest.bench(
+        "run", tmp_path / "next.yaml", "--analytic-only", "--calibration", file, "--json", "--out", tmp_path
+    )
+    terms = ran.document["prediction"]["terms"]
+    for term in ("runtime_at_init", "non_torch_increase", "activation_peak", "cuda_graphs"):
+        assert terms[term]["bytes"] / GIB == pytest.approx(gib(replayed.measured, term), abs=1e-6), term
+        assert "calibrated on 1 run of this GPU" in terms[term]["source"]
+    assert terms["kv_available"]["bytes"] / GIB == pytest.approx(RUN["available"], abs=0.02)
 
 
 def test_samples_come_as_often_as_asked_for(replayed: Ran) -> None:

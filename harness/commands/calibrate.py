@@ -15,7 +15,7 @@ from harness.errors import LoadfitError, MachineError, UsageError
 from harness.units import GIB
 
 if TYPE_CHECKING:
-    from harness.measured_run import Run
+    from harness.calibrate import Run
     from harness.scenario import Calibration
 
 
@@ -59,13 +59,13 @@ def calibrate(
 
 def _read(paths: tuple[Path, ...], model: str | None, gpu: str | None, overrides: tuple[str, ...]) -> list[Run]:
     """All runs that something can be fitted on; the others are named. Raises UsageError with all faults at once."""
-    from harness import measured_run
+    from harness.calibrate import runs
     from harness.commands.report import find
 
     found, faults = [], []
     for path in dict.fromkeys(p.resolve() if p.is_dir() else p for p in (find(p) for p in paths)):
         try:
-            run = measured_run.of_folder(path) if path.is_dir() else measured_run.of_log(path, model, gpu, overrides)
+            run = runs.of_folder(path) if path.is_dir() else runs.of_log(path, model, gpu, overrides)
         except LoadfitError as error:
             faults += str(error).splitlines()
             continue
@@ -94,7 +94,8 @@ def _show(found: Calibration) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    title = f"{found.device}, vLLM {found.vllm}, {found.runs} runs; GiB, errors: median, absolute"
+    runs = "1 run" if found.runs == 1 else f"{found.runs} runs"
+    title = f"{found.device}, vLLM {found.vllm}, {runs}; GiB, errors: median, absolute"
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, title=title)
     for n, head in enumerate(("term", "of", "constant", "runs", "error before", "after", "held out")):
         table.add_column(head, justify="left" if n < 2 else "right")

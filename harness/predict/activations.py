@@ -102,7 +102,7 @@ def activation_peak(architecture: Architecture, settings: Settings, gpu: Gpu, st
     if settings.model_runner == "v2":
         low, high = round(low - _V2_BELOW * peak), round(high + _V2_ABOVE * peak)
     return Estimate(
-        peak + base + c.bytes, max(low, 0), high,
+        max(peak + base + c.bytes, 0), max(low, 0), max(high, 0),
         f"{which} path of the profile run, Model Runner {settings.model_runner.upper()} "
         f"(T={settings.max_num_batched_tokens}, S={settings.max_num_seqs}){c.source}",
     )  # fmt: skip

@@ -32,6 +32,11 @@ class Run:
     measured: dict[str, int]
     steps: pd.DataFrame | None = None
 
+    @property
+    def model(self) -> str:
+        """The model that ran."""
+        return self.scenario.model_name
+
 
 def of_log(path: Path, model: str | None, gpu: str | None, overrides: Sequence[str]) -> Run | str:
     """The run that a log tells of, or why nothing is fitted on it. Raises UsageError as ``bench import`` does."""
@@ -39,7 +44,7 @@ def of_log(path: Path, model: str | None, gpu: str | None, overrides: Sequence[s
     scenario = imported.scenario(path, start, model, gpu, overrides)
     with tempfile.TemporaryDirectory(prefix="loadfit-") as folder:
         record = store.read(imported.record(start, scenario, path.name, Path(folder)).path)
-        return _of(record, path.name, scenario)
+        return _of(record, path.name, _as_ran(scenario, record))
 
 
 def of_folder(path: Path) -> Run | str:
