@@ -6,12 +6,14 @@ The runs are real ones, against the misbehaving server of the tests.
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
-from conftest import bench
+from conftest import ROOT, bench
 from test_faults import (
     LOAD,
     MEASURED,
@@ -222,6 +224,50 @@ def test_how_often_is_not_what(tmp_path: Path) -> None:
             parse_scenario(text, overrides=[f"repeats={wrong}"])
 
 
+def of_references(tmp_path: Path, name: str, times: int) -> list[Path]:
+    """A series made of one recorded run, each copy with its answers a little later."""
+    made = []
+    for n in range(1, times + 1):
+        made.append(tmp_path / name / f"2026010{n}-000000-{name}")
+        shutil.copytree(ROOT / "results" / "reference" / name, made[-1])
+        manifest = json.loads((made[-1] / "manifest.json").read_text())
+        manifest["series"] = {"id": "0123-4567", "repeat": n, "repeats": times}
+        (made[-1] / "manifest.json").write_text(json.dumps(manifest))
+        path = made[-1] / "requests.csv"
+        head, *rows = list(csv.reader(path.open(newline="")))
+        end = head.index("end_ns")
+        rows = [[*r[:end], str(int(r[end]) + n * 10**9), *r[end + 1 :]] for r in rows]
+        with path.open("w", newline="") as out:
+            csv.writer(out, lineterminator="\n").writerows([head, *rows])
+    return made
+
+
+def test_the_report_of_a_recorded_series(tmp_path: Path) -> None:
+    folders = of_references(tmp_path, "smollm2_cpu-measured", 3)
+    alone = bench("report", folders[1], "--alone").out
+    text = report(folders[0], "text")[1]
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "smollm2_cpu · measured · 3 repeats" in lines
+    assert "HOLDS does the load hold? NO NO" in lines and "preemptions 9 9 all alike none" in lines
+    assert "KV pool 128.0 128.0 – 128.0 128.0 128.0 – 128.0 none" in lines
+    first = next(n for n, line in enumerate(lines) if line.startswith("end to end median"))
+    median, least, greatest = (float(line.split()[-4]) for line in lines[first : first + 3])
+    assert (median - least, greatest - median) == pytest.approx((1, 1), abs=0.11)  # each a second later
+    assert "Repeat 2 of 3." in alone
+    assert max(map(len, text.splitlines())) <= 100
+    (folders[2] / "scenario.yaml").write_text("name: 7")
+    shown = " ".join(report(folders[0], "text")[1].split())
+    assert "2 of 3 repeats" in shown and "Repeat 3 was not counted" in shown and "can't be read" in shown
+    for form in ("markdown", "html", "json", "csv"):
+        assert report(folders[0], form)[0] == 0
+
+
+def test_a_rehearsal_tells_no_bytes(tmp_path: Path) -> None:
+    folders = of_references(tmp_path, "70b_8k_int4-rehearsal", 2)
+    text = report(folders[0], "text")[1]
+    assert "Memory for each device" not in text and "for here" in text and "Latency" not in text
+
+
 def test_a_repeat_taken_out_of_its_series_is_a_run(tmp_path: Path) -> None:
     run = finish(launch(tmp_path, "refuses", *EVENTS, scenario=REFUSED))
     away = tmp_path / "elsewhere" / "one"
@@ -232,7 +278,8 @@ def test_a_repeat_taken_out_of_its_series_is_a_run(tmp_path: Path) -> None:
     # What stays is a series of which one is missing, and a manifest that was changed ties to nobody.
     assert report(folders(run)[0], "text")[1].startswith("faults · measured\n")
     manifest = json.loads((away / "manifest.json").read_text())
-    for odd in ({"id": 7}, [], "x", {"id": "x", "repeat": "y", "repeats": 2}):
+    for odd in ({"id": 7}, [], "x", {"id": "x", "repeat": "y", "repeats": 2},
+                {"id": "x", "repeat": 1, "repeats": 10**15}, {"id": "x", "repeat": -1, "repeats": 2}):  # fmt: skip
         (away / "manifest.json").write_text(json.dumps({**manifest, "series": odd}))
         assert series.place(away) is None
         assert "series is of another shape" in report(away, "text")[1].replace("\n ", "")

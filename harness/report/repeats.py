@@ -44,7 +44,7 @@ def build(series: Series) -> Report:
     mode, count = f" · {last.record.mode}" if last else "", len(series.counted)
     of = f" of {series.repeats}" if count < series.repeats else ""
     return Report(
-        title=f"{series.parent.name}{mode} · {count}{of} repeats",
+        title=f"{series.name}{mode} · {count}{of} repeats",
         lead=tuple(_lead(series)),
         sections=tuple(s for s in sections if s.sentences or (s.table and s.table.rows)),
         expectation_met=None if not met or None in met else all(met),
@@ -75,8 +75,11 @@ def _lead(series: Series) -> Iterator[str]:
 def _measured(told: Spreads, last: Reading) -> Iterator[Section]:
     rehearsed = last.record.mode == "rehearsal"
     yield Section("Four rungs", table=_rungs(told.rungs))
-    yield Section("Memory for each device", table=_terms(told.terms))
-    yield Section("Block pool and load", table=_figures(told.figures, rehearsed))
+    terms = _terms(told.terms)
+    outside = ("Outside: the repeats that lie outside of what was predicted, low to high.",) if terms else ()
+    yield Section("Memory for each device", outside, terms)
+    differ = "Differ: the repeats in which it was not what was predicted" + (" for here." if rehearsed else ".")
+    yield Section("Block pool and load", (differ,), _figures(told.figures, rehearsed))
     yield Section("Throughput", table=_throughput(told.figures))
     yield Section("Latency, seconds", table=_latency(told.figures, rehearsed))
 
@@ -102,7 +105,7 @@ def _numbers(repeats: Sequence[int] | None) -> str:
 
 def _terms(rows: Sequence[TermSpread]) -> Table | None:
     """None where nothing was measured: in a rehearsal bytes are the prediction's."""
-    rows = [r for r in rows if r.phase in ("idle", "load")]
+    rows = [r for r in rows if r.phase in ("idle", "load") and (r.measured.told or r.predicted is not None)]
     if not any(r.measured.told for r in rows):
         return None
     unit, size = sizes(max(int(r.measured.greatest or r.predicted or 0) for r in rows))
@@ -159,7 +162,7 @@ def _latency(rows: Sequence[FigureSpread], rehearsed: bool) -> Table:
             "greatest": [f.measured.greatest if f else None for f in of],
         }
         for side, values in sides.items():
-            if any(v is not None for v in values):
+            if any(f and f.measured.told for f in of) and any(v is not None for v in values):
                 shown.append((word, side, *map(seconds, values)))
                 word = ""
     return Table(("latency", "", *SHOWN), tuple(shown), frozenset({0, 1}))
@@ -174,9 +177,8 @@ def _repeats(series: Series) -> Table:
 
 
 def _notes(series: Series) -> Iterator[str]:
-    for run in (r for r in series.runs if not r.counted and r.reading):
-        assert run.reading is not None
-        why = ": ".join(filter(None, (run.outcome, str(run.reading.record.manifest.get("reason", "")))))
+    for run in (r for r in series.runs if not r.counted):
+        why = ": ".join(filter(None, (run.outcome, " ".join(run.reason.split()).rstrip("."))))
         yield f"Repeat {run.number} was not counted ({run.path.name}): {why}."
     missing = [n for n in range(1, series.repeats + 1) if n not in series.counted]
     if missing:

@@ -42,9 +42,15 @@ class Repeat:
     def outcome(self) -> str:
         """How it ended, in words."""
         if self.reading is None:
-            return self.why
+            return "can't be read"
         outcome = self.reading.record.outcome
-        return OUTCOMES.get(outcome, outcome)
+        cut = self.path.suffix == store.PARTIAL and outcome == "completed"
+        return "killed after its load" if cut else OUTCOMES.get(outcome, outcome)
+
+    @property
+    def reason(self) -> str:
+        """Why it is not counted, beyond how it ended."""
+        return self.why if self.reading is None else str(self.reading.record.manifest.get("reason", ""))
 
     @property
     def met(self) -> bool | None:
@@ -76,6 +82,11 @@ class Series:
     def last(self) -> Reading | None:
         """The counted one whose prediction stands beside all."""
         return self.counted[max(self.counted)] if self.counted else None
+
+    @property
+    def name(self) -> str:
+        """The scenario's."""
+        return self.last.scenario.name if self.last else self.parent.name
 
     @property
     def spreads(self) -> Spreads:
@@ -111,12 +122,13 @@ def document(series: Series) -> dict[str, Any]:
     last = series.last
     return {
         "schema": SCHEMA,
-        "scenario": series.parent.name,
+        "scenario": series.name,
         "mode": last.record.mode if last else None,
         "repeats": series.repeats,
         "spread": series.spreads.as_dict() if last else None,
         "not_counted": [
-            {"repeat": r.number, "outcome": r.reading.record.outcome if r.reading else None, "run_dir": str(r.path)}
+            {"repeat": r.number, "outcome": r.reading.record.outcome if r.reading else None, "reason": r.reason,
+             "run_dir": str(r.path)}
             for r in series.runs if not r.counted
         ],
         "runs": [{"repeat": n, **document_of(reading)} for n, reading in series.counted.items()],
@@ -151,5 +163,5 @@ def _listed(series: Series) -> Iterator[dict[str, Any]]:
         record = r.reading.record if r.reading else None
         yield {
             "repeat": r.number, "counted": r.counted, "outcome": record.outcome if record else None,
-            "reason": record.manifest.get("reason", "") if record else r.why, "run_dir": str(r.path),
+            "reason": r.reason, "run_dir": str(r.path),
         }  # fmt: skip

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from harness.store.names import MANIFEST
@@ -29,8 +29,8 @@ class Place(TypedDict):
     """A run's place among its repeats."""
 
     id: str
-    repeat: int  # from 1
-    repeats: int  # as many as were asked for
+    repeat: Annotated[int, Field(ge=1, le=1000)]
+    repeats: Annotated[int, Field(ge=1, le=1000)]  # as many as were asked for
 
 
 # What the manifest holds beside texts: its shape, and the keys that go together.
