@@ -12,9 +12,10 @@ from test_vllm_planner import ours, resolved
 from vllm_oracle import Vllm, as_one_of, build, layer_specs, vllm_on_meta
 
 from harness import catalog
-from harness.architecture import CROSS, FULL, from_config
+from harness.architecture import CROSS, FULL, from_config, multimodal
 from harness.errors import UsageError
 from harness.predict import kv_cache, predict, settings
+from harness.predict.encoder import encoder
 from harness.scenario import parse_scenario
 from tools.catalogue import meta_parameters
 
@@ -152,3 +153,98 @@ def test_a_bad_config_is_one_line_that_names_the_key(key: str, value: Any):
     with pytest.raises(UsageError, match=rf"config: {key}: (missing|expected)") as caught:
         from_config({**WHISPER, key: value})
     assert "\n" not in str(caught.value)
+
+
+# -- towers beside a decoder ------------------------------------------------------------------------
+
+TEXT = {
+    "vocab_size": 1000, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 512, "rms_norm_eps": 1e-6,
+}  # fmt: skip
+ENCODER = {
+    "d_model": 48, "encoder_layers": 3, "encoder_attention_heads": 4, "encoder_ffn_dim": 192, "num_mel_bins": 8,
+    "max_source_positions": 1500,
+}  # fmt: skip
+QWEN2_AUDIO = {
+    "architectures": ["Qwen2AudioForConditionalGeneration"], "model_type": "qwen2_audio", "torch_dtype": "bfloat16",
+    "text_config": {**TEXT, "model_type": "qwen2"}, "audio_config": {**ENCODER, "model_type": "qwen2_audio_encoder"},
+}  # fmt: skip
+VOXTRAL = {
+    "architectures": ["VoxtralForConditionalGeneration"], "model_type": "voxtral", "torch_dtype": "bfloat16",
+    "text_config": {**TEXT, "model_type": "llama", "head_dim": 16},
+    "audio_config": {
+        "model_type": "voxtral_encoder", "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "intermediate_size": 192, "num_mel_bins": 8, "max_source_positions": 1500,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("config", [QWEN2_AUDIO, VOXTRAL], ids=["qwen2-audio", "voxtral"])
+def test_audio_models_count_as_in_transformers(config: dict[str, Any]):
+    pytest.importorskip("transformers")
+    a = from_config(config)
+    assert a.parameters == meta_parameters(config)
+    assert a.tower.senses == ("audio",) and a.active_parameters < a.parameters
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_a_rank_holds_what_vllms_qwen2_audio_makes(vllm: Vllm, tp: int):
+    a = from_config(QWEN2_AUDIO)
+    with as_one_of(tp):
+        model, _ = build(vllm, QWEN2_AUDIO, max_model_len=512)
+    held = sum(prod(c.on_rank(1 if c.place == "tower" else tp)) * a.copies(c) for c in a.components)
+    assert held == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_a_rank_holds_what_vllms_voxtral_makes(vllm: Vllm, tp: int):
+    """Its encoder and adapter alone: the class asks a tokenizer for the rest."""
+    import torch
+    from transformers import WhisperConfig
+    from vllm.config import set_current_vllm_config
+    from vllm.model_executor.models.voxtral import AudioLanguageAdapter, VoxtralEncoderModel
+
+    own = vllm.configured(WHISPER, max_model_len=448)
+    whisper = WhisperConfig(**ENCODER, window_size=400, sampling_rate=16_000)
+    with as_one_of(tp), set_current_vllm_config(own), torch.device("meta"):
+        made = [VoxtralEncoderModel(own.with_hf_config(whisper)), AudioLanguageAdapter(4 * 48, 64)]
+    theirs = [(tuple(t.shape), t.dtype == torch.float32) for m in made for t in (*m.parameters(), *m.buffers())]
+    _, parts = multimodal.tower(VOXTRAL, 64)
+    assert sum(prod(c.on_rank(tp)) * c.times for c in parts) == sum(prod(shape) for shape, _ in theirs)
+    wide = {c.shape for c in parts if c.dtype == "float32"}
+    assert wide == {(1500, 48), (201, 8)} <= {shape for shape, _ in theirs}
+
+
+def test_how_much_audio_is_profiled():
+    """Qwen2-Audio: clips of 750 tokens; Voxtral: as long a recording as max_model_len, 12.5 tokens a second."""
+    for config, length, tokens, patches, words in (
+        (QWEN2_AUDIO, 512, 750, 1500, "10 x audio of 750 tokens"),
+        (VOXTRAL, 512, 512, 2048, "16 x audio of 512 tokens"),
+    ):
+        run = parse_scenario(f"name: a\nmodel: {config}\ngpu: {{name: h100}}\nengine: {{vllm: '0.32'}}")
+        a = from_config(run.config())
+        ((_, item),) = a.tower.items
+        item = item.largest(length)
+        assert (item.tokens, item.patches) == (tokens, patches)
+        seen = encoder(a, settings(run, a), 0)
+        assert seen is not None and seen.words == words
+
+
+def test_vllm_counts_as_many_tokens_of_a_clip():
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("vllm")
+    from vllm.model_executor.models.qwen2_audio import _get_feat_extract_output_lengths
+
+    _, tokens = _get_feat_extract_output_lengths(torch.tensor([3000]))
+    ((_, item),) = from_config(QWEN2_AUDIO).tower.items
+    assert item.tokens == int(tokens)
+
+
+def test_stages_of_an_encoder_that_are_not_known_are_refused():
+    run = parse_scenario(
+        f"name: a\nmodel: {VOXTRAL}\ngpu: {{name: h100, count: 2}}\nengine: {{pipeline_parallel_size: 2}}"
+    )
+    with pytest.raises(UsageError, match="what the stages have of VoxtralForConditionalGeneration's encoder is not"):
+        settings(run)
+    with pytest.raises(UsageError, match=r"audio_config\.intermediate_size: expected 4 x hidden_size, got 200"):
+        from_config({**VOXTRAL, "audio_config": {**VOXTRAL["audio_config"], "intermediate_size": 200}})

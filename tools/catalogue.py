@@ -121,6 +121,9 @@ def trimmed(config: dict[str, Any]) -> dict[str, Any]:
     kept = {k: config[k] for k in (*KEPT, *KEPT_BESIDE, *KEPT_OF_AUDIO) if k in config}
     if isinstance(config.get("vision_config"), dict):
         kept["vision_config"] = {k: config["vision_config"][k] for k in KEPT_OF_VISION if k in config["vision_config"]}
+    if isinstance(config.get("audio_config"), dict):
+        own = config["audio_config"]
+        kept["audio_config"] = {k: own[k] for k in (*KEPT_OF_AUDIO, *KEPT_OF_VISION) if k in own}
     if isinstance(config.get("text_config"), dict):
         kept["text_config"] = trimmed(config["text_config"])
     for key in ("rope_scaling", "rope_parameters"):

@@ -6,29 +6,91 @@ processors. tests/test_audio.py holds the counts against transformers' own model
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from harness.architecture import towers
 from harness.architecture.images import Item
-from harness.architecture.reader import Reader
+from harness.architecture.reader import Reader, show
+from harness.errors import UsageError
 
 
-def whisper_encoder(name: str, read: Reader, layer_norm: str = "layer_norm") -> towers.Parts:
-    """Whisper's encoder: two convolutions over mel bands, the second of stride 2, then blocks whose k has no bias."""
+def _ears(name: str, read: Reader, dtype: str | None = None) -> towers.Parts:
+    """What an encoder of Whisper's kind has around its layers: two convolutions over mel bands, the second of stride 2,
+    learned positions (of ``dtype``), a norm at the end."""
     width, bands = read.count("d_model"), read.count("num_mel_bins")
     for conv, inputs in (("conv1", bands), ("conv2", width)):
         yield towers.part(f"{name}.{conv}.weight", (width, inputs, 3))
         yield towers.part(f"{name}.{conv}.bias", (width,))
-    yield towers.part(f"{name}.embed_positions.weight", (read.count("max_source_positions"), width))
-    depth, inner = read.count("encoder_layers"), read.count("encoder_ffn_dim")
+    yield towers.part(f"{name}.embed_positions.weight", (read.count("max_source_positions"), width), dtype=dtype)
+    yield from towers.norm(f"{name}.layer_norm", width)
+
+
+def _blocks(name: str, read: Reader) -> towers.Parts:
+    """Its layers, as vLLM splits them; k has no bias."""
+    depth, width, inner = read.count("encoder_layers"), read.count("d_model"), read.count("encoder_ffn_dim")
     yield from towers.blocks(f"{name}.layers", depth, width, inner, key_bias=False)
-    yield from towers.norm(f"{name}.{layer_norm}", width)
 
 
 def whisper(read: Reader, hidden: int, outer: Reader) -> towers.Parts:
     """The encoder whose output the decoder attends to."""
-    yield from whisper_encoder("encoder", read)
+    yield from _ears("encoder", read)
+    yield from _blocks("encoder", read)
 
 
 def whisper_clip(read: Reader, outer: Reader) -> dict[str, Item]:
     """A clip, padded to its full length whatever it holds: two frames of mel bands for each position."""
     positions = read.count("max_source_positions")
     return {"audio": Item(positions, positions, 2 * positions * read.count("num_mel_bins"), positions)}
+
+
+def qwen2_audio(read: Reader, hidden: int, outer: Reader) -> towers.Parts:
+    """Qwen2-Audio: transformers' own encoder, whole on each rank, and one matrix."""
+    name, width, inner = "audio_tower", read.count("d_model"), read.count("encoder_ffn_dim")
+    yield from _ears(name, read)
+    for part, out, source in (
+        ("self_attn.q_proj", width, width), ("self_attn.k_proj", width, width), ("self_attn.v_proj", width, width),
+        ("self_attn.out_proj", width, width), ("fc1", inner, width), ("fc2", width, inner),
+    ):  # fmt: skip
+        bias = not part.endswith("k_proj")
+        yield from towers.linear(f"{name}.layers.{part}", out, source, "replicated", bias, read.count("encoder_layers"))
+    for norm in ("self_attn_layer_norm", "final_layer_norm"):
+        yield from towers.norm(f"{name}.layers.{norm}", width, times=read.count("encoder_layers"))
+    yield from towers.linear("multi_modal_projector.linear", hidden, width, "replicated")
+
+
+def qwen2_audio_clip(read: Reader, outer: Reader) -> dict[str, Item]:
+    """A clip of 30 s, its positions pooled by two: 25 tokens a second."""
+    (clip,) = whisper_clip(read, outer).values()
+    tokens = (clip.patches - 2) // 2 + 1
+    return {"audio": replace(clip, tokens=tokens, rows=tokens)}
+
+
+# mistral_common: 16,000 samples a second, 12.5 tokens; frames of 10 ms, two of them a position of the encoder.
+_VOXTRAL_SAMPLES, _VOXTRAL_POSITIONS = 1280, 4
+_MEL_ROWS = 201  # of the filter bank: 1 + window_size // 2
+
+
+def voxtral(read: Reader, hidden: int, outer: Reader) -> towers.Parts:
+    """Voxtral: Whisper's encoder with float32 positions, then four positions side by side through two matrices."""
+    named = _as_whisper(read)
+    yield from _ears("whisper_encoder", named, dtype="float32")
+    yield from _blocks("whisper_encoder", named)
+    bands = (_MEL_ROWS, named.count("num_mel_bins"))
+    yield towers.part("whisper_encoder.mel_filters", bands, dtype="float32", counted=False)
+    stacked = read.count("intermediate_size")
+    if stacked != _VOXTRAL_POSITIONS * read.count("hidden_size"):
+        raise UsageError(f"config: {read.within}intermediate_size: expected 4 x hidden_size, got {show(stacked)}")
+    yield from towers.linear("audio_language_adapter.w_in", hidden, stacked, "replicated", bias=False)
+    yield from towers.linear("audio_language_adapter.w_out", hidden, hidden, "replicated", bias=False)
+
+
+def voxtral_clip(read: Reader, outer: Reader) -> dict[str, Item]:
+    """As long a recording as fits max_model_len."""
+    return {"audio": Item(1, 1, _VOXTRAL_SAMPLES, _VOXTRAL_POSITIONS, steps=10**9)}
+
+
+def _as_whisper(read: Reader) -> Reader:
+    names = {
+        "d_model": "hidden_size", "encoder_layers": "num_hidden_layers", "encoder_ffn_dim": "intermediate_size",
+    }  # fmt: skip
+    return Reader(read.config, names, read.within)

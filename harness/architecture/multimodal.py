@@ -20,6 +20,7 @@ class Tower:
     ``heads``: of the tower, which ranks divide; None: each holds it whole. ``modalities``: those that go through it.
     ``data``: whether it knows ``mm_encoder_tp_mode: data``, and ``falls_back`` to that where heads don't divide.
     ``items``: the largest of each modality, where it is known; ``levels``: of deepstack, each as wide as the decoder.
+    ``staged``: whether it is known what the stages of a pipeline have of it.
     """
 
     heads: int | None
@@ -28,6 +29,7 @@ class Tower:
     falls_back: bool = False
     items: tuple[tuple[str, Item], ...] = ()
     levels: int = 0
+    staged: bool = True
 
     @property
     def senses(self) -> tuple[str, ...]:
@@ -63,6 +65,7 @@ class Wrapper:
     data: bool = False
     falls_back: bool = False
     position_factor: int = 1
+    staged: bool = True
     items: Callable[[Reader, Reader], dict[str, Item]] | None = None
 
 
@@ -109,6 +112,14 @@ WRAPPERS: dict[str, Wrapper] = {
         "WhisperDecoder", audio.whisper, "", heads="encoder_attention_heads", modalities=("audio",),
         items=audio.whisper_clip,
     ),
+    "Qwen2AudioForConditionalGeneration": Wrapper(
+        "Qwen2ForCausalLM", audio.qwen2_audio, "audio_config", "qwen2_audio_encoder", heads=None, modalities=("audio",),
+        items=audio.qwen2_audio_clip,
+    ),
+    "VoxtralForConditionalGeneration": Wrapper(
+        (("llama", "LlamaForCausalLM"),), audio.voxtral, "audio_config", "voxtral_encoder", modalities=("audio",),
+        staged=False, items=audio.voxtral_clip,
+    ),
     "KimiK25ForConditionalGeneration": Wrapper(
         "DeepseekV3ForCausalLM", vision.kimi_k25, defaults="kimi_k25_vision", modalities=("vision_chunk",), data=True,
         falls_back=True, items=images.kimi_k25,
@@ -137,6 +148,18 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "mistral": {
         "vocab_size": 32_000, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
         "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 131_072,
+    },
+    "qwen2": {
+        "vocab_size": 151_936, "hidden_size": 4096, "intermediate_size": 22_016, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 32_768,
+    },
+    "qwen2_audio_encoder": {
+        "d_model": 1280, "encoder_layers": 32, "encoder_attention_heads": 20, "encoder_ffn_dim": 5120,
+        "num_mel_bins": 128, "max_source_positions": 1500,
+    },
+    "voxtral_encoder": {
+        "hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 20, "intermediate_size": 5120,
+        "num_mel_bins": 128, "max_source_positions": 1500,
     },
     "qwen2_vl": {
         "depth": 32, "embed_dim": 1280, "hidden_size": 3584, "mlp_ratio": 4, "num_heads": 16, "patch_size": 14,
@@ -245,7 +268,7 @@ def tower(config: dict[str, Any], hidden: int) -> tuple[Tower, tuple[Component, 
     outer = Reader(config, {})
     items = tuple(row.items(read, outer).items()) if row.items else ()
     levels = len(vision.deepstack_levels(read))
-    added = Tower(heads, row.modalities, row.data, row.falls_back, items, levels)
+    added = Tower(heads, row.modalities, row.data, row.falls_back, items, levels, row.staged)
     parts = row.tower(read, hidden, outer)
     sense = added.senses[0]
     return added, tuple(replace(p, kind=sense) if p.kind == "vision" else p for p in parts)

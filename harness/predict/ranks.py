@@ -59,6 +59,10 @@ def tower_split(scenario: Scenario, architecture: Architecture, tp: int) -> tupl
     engine, tower = scenario.engine, architecture.tower
     if tower is None or engine.language_model_only:
         return False, tp
+    if engine.pipeline_parallel_size > 1 and not tower.staged:
+        raise UsageError(
+            f"engine.pipeline_parallel_size: what the stages have of {architecture.name}'s encoder is not modelled"
+        )
     limits = {str(kind): count for kind, count in (engine.limit_mm_per_prompt or {}).items()}
     return tower.is_held(limits), tower.ranks(tp, engine.mm_encoder_tp_mode)
 
