@@ -7,7 +7,8 @@ process each, both started and warmed up before the first pair; which of a pair 
 Throughput is generated tokens by the time each says it took; ITL is between the events of a stream, both as each
 client reports them (our median of ITL is within 1 %, by its bins). What the server itself counted of tokens and
 requests shows that both sent the same. Ratios are ours by theirs, paired; the interval is that of their median, by the
-order of the pairs alone (sign test).
+order of the pairs alone (sign test). On a computer with other work a pair waits until that takes less than a quarter of
+a core (``--patience``: seconds, in all), and pairs in which it took more are left out; ``--all`` keeps them.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from harness import catalog
 from harness.client import Answer, Client, drive
@@ -41,6 +44,7 @@ from harness.traffic import requests
 ASKED = {"tokens_per_s": 0.02, "ttft_s": 0.05, "itl_s": 0.05}  # how far a median ratio may be from 1
 COUNTED = ("vllm:prompt_tokens_total", "vllm:generation_tokens_total", "vllm:request_success_total")
 STAND_IN = "stand-in"
+DISTURBED = 0.25  # of a core, that others took during a turn
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,24 @@ class Turn:
     ttft_s: float
     itl_s: float
     cpu_s: float
+    others: float = 0.0  # what processes that are not the benchmark's took meanwhile, of a core
+
+
+class Others:
+    """The processor time of all processes but this one and those below it."""
+
+    def __init__(self) -> None:
+        self._began_s, self._before_s = time.monotonic(), self._spent_s()
+
+    def share(self) -> float:
+        """What they took since, of a core."""
+        return (self._spent_s() - self._before_s) / (time.monotonic() - self._began_s)
+
+    @staticmethod
+    def _spent_s() -> float:
+        machine, us = psutil.cpu_times(), psutil.Process()
+        times = [p.cpu_times() for p in (us, *us.children(recursive=True))]
+        return sum(machine) - machine.idle - machine.iowait - machine.guest - sum(t.user + t.system for t in times)
 
 
 def ours(setup: Setup) -> Turn:
@@ -179,7 +201,18 @@ def interval(ratios: list[float]) -> tuple[float, float]:
     return ordered[0], ordered[-1]
 
 
-def compare(setup: Setup, pairs: int) -> bool:
+def wait_for_calm(patience_s: float) -> float:
+    """Return once others take little, or after ``patience_s``; the seconds that it took."""
+    began_s = time.monotonic()
+    while time.monotonic() - began_s < patience_s:
+        others = Others()
+        time.sleep(0.5)
+        if others.share() <= DISTURBED:
+            break
+    return time.monotonic() - began_s
+
+
+def compare(setup: Setup, pairs: int, disturbed: float, patience_s: float) -> bool:
     """Run the pairs and print what came out; whether it is what was asked for."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, spawn) as first, ProcessPoolExecutor(1, spawn, _quiet) as second:
@@ -187,20 +220,28 @@ def compare(setup: Setup, pairs: int) -> bool:
         turns: dict[str, list[Turn]] = {name: [] for name in clients}
         counted: dict[str, list[dict[str, int]]] = {name: [] for name in clients}
         for i in range(pairs + 1):  # the first warms up
+            patience_s -= wait_for_calm(patience_s)
             for name in list(clients)[:: 1 if i % 2 else -1]:
                 process, client = clients[name]
-                before = counts(setup)
+                before, others = counts(setup), Others()
                 turn = process.submit(client, setup).result()
-                after = counts(setup)
+                turn, after = replace(turn, others=others.share()), counts(setup)
                 if i:
                     turns[name].append(turn)
                     counted[name].append({n: after[n] - before[n] for n in COUNTED})
                 print(f"{i or 'warm-up':>7} {name:<17} {turn}", file=sys.stderr, flush=True)
-    return tell(setup, turns, counted)
+    return tell(setup, turns, counted, disturbed)
 
 
-def tell(setup: Setup, turns: dict[str, list[Turn]], counted: dict[str, list[dict[str, int]]]) -> bool:
+def tell(
+    setup: Setup, turns: dict[str, list[Turn]], counted: dict[str, list[dict[str, int]]], disturbed: float
+) -> bool:  # fmt: skip
     """Print both sides, the ratios and the verdict."""
+    kept = [i for i, pair in enumerate(zip(*turns.values(), strict=True)) if max(t.others for t in pair) <= disturbed]
+    print(f"{len(kept)} pairs of {len(turns['ours'])} without others that took more than {disturbed:g} of a core")
+    turns = {name: [side[i] for i in kept] for name, side in turns.items()}
+    if not kept:
+        return False
     same = all(c == counted["ours"][0] for side in counted.values() for c in side)
     load = setup.load
     how = f"{load.users} users" if load.users else f"{load.rate:g} requests/s"
@@ -236,6 +277,8 @@ def main() -> int:
     options.add_argument("--requests", type=int, default=32)
     options.add_argument("--prompt", type=int, default=128)
     options.add_argument("--output", type=int, default=64)
+    options.add_argument("--patience", type=float, default=0.0, help="seconds")
+    options.add_argument("--all", action="store_true", help="keep the pairs during which others were busy")
     options.add_argument(
         "--model", default="HuggingFaceTB/SmolLM2-135M-Instruct",
         help=f"of the catalogue, with random weights; or {STAND_IN}, whose steps take next to nothing",
@@ -251,7 +294,8 @@ def main() -> int:
         dataset = Path(scratch) / "requests.jsonl"
         prompt_of = made_up(load.seed, vocabulary, 0)
         dataset.write_text("".join(json.dumps({"prompt": prompt_of(r, ())}) + "\n" for r in requests(load)))
-        return 0 if compare(Setup(url, key, name, load, vocabulary, dataset), given.pairs) else 1
+        setup = Setup(url, key, name, load, vocabulary, dataset)
+        return 0 if compare(setup, given.pairs, math.inf if given.all else DISTURBED, given.patience) else 1
 
 
 if __name__ == "__main__":

@@ -136,6 +136,54 @@ def test_v0_5(tmp_path: Path) -> None:
     assert found.highest == "STARTS"
 
 
+def test_v0_6_4_counts_the_weights_into_pytorchs_peak(tmp_path: Path) -> None:
+    found = account(LOGS / "v0_0.6.4.log", tmp_path)
+    terms = sizes(found)
+    assert (terms["weights"], terms["activation_peak"], terms["kv_available"]) == (14.99, 1.21, 54.40)
+    assert terms["cuda_graphs"] == 0.26
+    assert terms["non_torch_increase"] is None  # what is stated has the CUDA context in it
+    assert (found.kv.num_blocks, found.kv.max_concurrency, found.highest) == (27_852, 54.40, "STARTS")
+    # 79.11 GiB x 0.90 - 16.20 - 0.60, and as many whole blocks: the fixture says what such an engine would
+    assert round(79.11 * 0.9 - 16.20 - 0.60, 2) == 54.40 and int(54.40 * GIB) // (16 * 131_072) == 27_852
+
+
+def test_v0_6_5_states_the_same_with_commas_and_offline_the_share_only_there(tmp_path: Path) -> None:
+    lines = (LOGS / "v0_0.6.4.log").read_text().replace("Memory profiling results: ", "Memory profiling results: "
+            "duration=18.41 seconds, ").replace("GiB peak", "GiB, peak").replace("GiB kv_", "GiB, kv_")  # fmt: skip
+    lines = lines.replace("GiB gpu_memory_utilization=0.90", "GiB, gpu_memory_utilization=0.90.").splitlines()
+    path = written(tmp_path, *lines[2:])  # without the server's arguments
+    assert imported.read(path).stated.engine["gpu_memory_utilization"] == "0.90"
+    terms = sizes(account(path, tmp_path))
+    assert (terms["activation_peak"], terms["kv_available"]) == (1.21, 54.40)
+
+
+def test_v0_7(tmp_path: Path) -> None:
+    found = account(LOGS / "v0_0.7.3.log", tmp_path)
+    terms = ("weights", "non_torch_increase", "activation_peak", "kv_available", "cuda_graphs")
+    assert [sizes(found)[t] for t in terms] == [14.99, 0.10, 1.21, 54.90, 0.26]
+    assert (found.kv.num_blocks, found.kv.max_concurrency, found.highest) == (28_108, 54.90, "STARTS")
+
+
+def test_v1_0_10_with_debug_lines(tmp_path: Path) -> None:
+    found = account(LOGS / "v1_0.10.2.log", tmp_path)
+    terms = ("weights", "non_torch_increase", "activation_peak", "kv_available", "cuda_graphs", "runtime_at_init")
+    assert [sizes(found)[t] for t in terms] == [14.99, 0.12, 4.99, 51.10, 0.59, 0.51]
+    assert (found.kv.tokens, found.kv.num_blocks, found.kv.max_concurrency) == (418_608, 26_163, 51.10)
+    engine = imported.read(LOGS / "v1_0.10.2.log").stated.engine
+    assert (engine["max_model_len"], engine["max_num_batched_tokens"], engine["gpu_memory_utilization"]) == (
+        "8192", "8192", "0.9"
+    )  # fmt: skip
+    info = [line for line in (LOGS / "v1_0.10.2.log").read_text().splitlines() if " DEBUG " not in line]
+    assert sizes(account(written(tmp_path, *info), tmp_path)) == sizes(found)  # its last line has it all
+
+
+def test_v1_0_13_whose_first_rank_speaks_for_all(tmp_path: Path) -> None:
+    found = account(LOGS / "v1_0.13.0.log", tmp_path)
+    assert [sizes(found)[t] for t in ("weights", "kv_available", "cuda_graphs")] == [7.51, 58.33, 0.82]
+    assert (found.kv.tokens, found.kv.num_blocks, found.kv.max_concurrency) == (955_664, 59_729, 116.66)
+    assert found.highest == "STARTS"
+
+
 def test_v0_6_of_two_ranks(tmp_path: Path) -> None:
     found = account(LOGS / "v0_0.6.6.log", tmp_path)
     terms = ("weights", "non_torch_increase", "activation_peak", "kv_available")

@@ -41,8 +41,8 @@ _ARGUMENTS = (
 _UNREAD = ("speculative_config", "speculative_model", "limit_mm_per_prompt", "hf_overrides", "cpu_offload_gb")
 _FIGURES = {
     "gpu_memory_utilization": re.compile(
-        r"(?:Desired GPU memory utilization is|desired GPU memory utilization|x gpu_memory_utilization) "
-        r"\((\d(?:\.\d+)?)[,)]", re.ASCII
+        r"(?:(?:Desired GPU memory utilization is|desired GPU memory utilization|x gpu_memory_utilization) \(|"
+        r"Memory profiling results: .* gpu_memory_utilization=)(\d(?:\.\d+)?)(?=[,).]|$)", re.ASCII
     ),
     "max_num_batched_tokens": re.compile(
         r"(?:Chunked prefill is enabled with max_num_batched_tokens=|Defaulting max_num_batched_tokens to )(\d+)",

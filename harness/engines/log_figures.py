@@ -40,6 +40,9 @@ _LINES = tuple(
             r"model weights take {model_bytes}GiB; non_torch_memory takes {non_torch_bytes}GiB; "
             r"PyTorch activation peak memory takes {activation_peak_bytes}GiB; "
             r"the rest of the memory reserved for KV Cache is {available_bytes}GiB",
+            # 0.6.4 and 0.6.5: its non_torch_memory is all of the device's that is not PyTorch's, the context too
+            r"Memory profiling results: .*?total_gpu_memory={cuda_total_bytes}GiB.*? peak_torch_memory="
+            r"{torch_peak_bytes}GiB.*? kv_cache_size={available_bytes}GiB",
             r"torch peak memory increase: {activation_peak_bytes}GiB; "
             r"non-torch forward increase memory: {non_torch_bytes}GiB; weights memory: {model_bytes}GiB",
         ),
@@ -64,4 +67,8 @@ def read(lines: Iterable[str]) -> list[dict[str, int]]:
                 figures |= {name: round(float(text) * GIB) for name, text in match.groupdict().items()}
         if _APPLIED in line and (who := _WORKER.match(line)):
             workers.setdefault(who["pid"], {})["graphs_applied"] = 1
+    for figures in workers.values():
+        peak = figures.pop("torch_peak_bytes", None)  # with the weights in it
+        if peak is not None and "model_bytes" in figures:
+            figures["activation_peak_bytes"] = peak - figures["model_bytes"]
     return list(workers.values())
