@@ -21,6 +21,7 @@ import json
 import math
 import multiprocessing
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -284,6 +285,7 @@ def main() -> int:
         help=f"of the catalogue, with random weights; or {STAND_IN}, whose steps take next to nothing",
     )  # fmt: skip
     given = options.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended in order
     when = {"shape": "constant", "rate": given.rate} if given.rate else {"shape": "closed", "users": given.users}
     load = Load.model_validate(
         {**when, "requests": given.requests, "prompt_tokens": given.prompt, "output_tokens": given.output, "seed": 1}
