@@ -31,7 +31,7 @@ load: {shape: closed, users: 4, requests: 8, prompt_tokens: 100, output_tokens: 
 MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 A_MODEL = "a catalogue name (`bench models`), a folder with config.json, or the config itself"
 A_LENGTH = "a whole number of tokens, or a distribution such as {distribution: uniform, low: 1, high: 512}"
-KEYS = "calibration, device, engine, expect, gpu, kind, load, model, name, question, slo, training, weights"
+KEYS = "calibration, device, engine, expect, gpu, kind, load, model, name, question, repeats, slo, training, weights"
 FORMATS = (
     f"(known: {', '.join(catalog.weight_format_names())}; those of int4 and the packed ones of int8 may end in their "
     "group size, such as awq-int4-g128, or in -channel)"

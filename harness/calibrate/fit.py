@@ -16,12 +16,12 @@ from typing import TypeVar
 from harness.calibrate.cases import Case, Key, Seen
 from harness.predict.calibrated import WORDS
 from harness.scenario.calibration import Constant
-from harness.units import MIB
+from harness.units import GIB
 
 T = TypeVar("T")
 LEAST = 3  # runs, fewer are not held out; depths, fewer tell no slope
 MODELS = 8  # from which an interval may become narrower
-PRINTED = 5 * MIB  # a log has two decimals of a GiB: half of the last one, rounded up
+PRINTED = GIB // 200  # half of the last decimal of a log
 
 
 def fit(cases: Iterable[Case]) -> list[Constant]:

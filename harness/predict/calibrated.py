@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from harness import __version__
 from harness.architecture import Architecture
 from harness.catalog import Gpu
 from harness.ledger import Term
@@ -35,7 +36,9 @@ def changed(architecture: Architecture, chosen: Settings, gpu: Gpu, b: Budget) -
         for word, was, now in _pairs(before, b) if gib(was) != gib(now)
     ]  # fmt: skip
     runs = "1 run" if c.runs == 1 else f"{c.runs} runs"
-    said = f"Calibrated on {runs} of this GPU ({c.device}) under vLLM {c.vllm}, made on {c.made}: "
+    # Of a kept scenario; --calibration refuses it.
+    by = "" if c.loadfit == __version__ else f" by loadfit {c.loadfit}, whose laws may be others"
+    said = f"Calibrated on {runs} of this GPU ({c.device}) under vLLM {c.vllm}, made on {c.made}{by}: "
     said += ", ".join(changes) or "no term of the budget changed"
     if c.step_times:
         said += "; step times by the shares that they reached"
