@@ -8,12 +8,15 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import re
 import shutil
 import signal
 from pathlib import Path
 
 import pytest
+import test_gpu_runs
 from conftest import ROOT, bench
+from fake_nvml import H100, Node, device
 from test_faults import (
     LOAD,
     MEASURED,
@@ -283,6 +286,29 @@ def test_a_repeat_taken_out_of_its_series_is_a_run(tmp_path: Path) -> None:
         (away / "manifest.json").write_text(json.dumps({**manifest, "series": odd}))
         assert series.place(away) is None
         assert "series is of another shape" in report(away, "text")[1].replace("\n ", "")
+
+
+# -- on GPUs -----------------------------------------------------------------------------------------------
+
+
+def test_a_gpu_that_is_lost_ends_the_series_and_another_gpu_begins_one(node: Node, tmp_path: Path) -> None:
+    node.say(device())
+    parent = tmp_path / "out" / "gpu"
+    running = test_gpu_runs.start(node, tmp_path, "fine", "--set", "repeats=2")
+    assert wait_for(lambda: (parent / "latest").exists())
+    node.say(device(), f"lost {H100}")
+    out, err = running.communicate(timeout=90)
+    assert running.returncode == 3 and "lost" in err and "gpu · measured · 1 of 2 repeats" in out, err
+    kept = contents((parent / "latest").resolve())
+    node.say(device())
+    out, err = test_gpu_runs.start(node, tmp_path, "fine", "--set", "repeats=2").communicate(timeout=90)
+    assert "kept of 2 repeats: 1 (" in err and "gpu · measured · 2 repeats" in out, err
+    assert kept in [contents(p) for p in parent.iterdir() if not p.is_symlink()]
+    assert re.search(r"idle +weights +[\d.]+ +[\d.]+ – [\d.]+ +[\d.]+ +[\d.]+ – [\d.]+", out), out
+    node.say(device("GPU-another"))
+    out, err = test_gpu_runs.start(node, tmp_path, "fine", "--set", "repeats=2", "--json").communicate(timeout=90)
+    assert "kept" not in err and len(json.loads(out)["runs"]) == 2
+    assert sorted(map(len, series.members(parent).values()))[-2:] in ([2, 2], [2, 3])
 
 
 # -- the spread itself -----------------------------------------------------------------------------------
