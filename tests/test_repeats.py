@@ -258,6 +258,9 @@ def test_the_report_of_a_recorded_series(tmp_path: Path) -> None:
     assert (median - least, greatest - median) == pytest.approx((1, 1), abs=0.11)  # each a second later
     assert "Repeat 2 of 3." in alone
     assert max(map(len, text.splitlines())) <= 100
+    page = report(folders[0], "html")[1]
+    assert page.count("<svg ") == 1 and all(f">{term}</text>" in page for term in ("runtime at init", "total"))
+    assert page == report(folders[1], "html")[1]
     (folders[2] / "scenario.yaml").write_text("name: 7")
     shown = " ".join(report(folders[0], "text")[1].split())
     assert "2 of 3 repeats" in shown and "Repeat 3 was not counted" in shown and "can't be read" in shown

@@ -6,9 +6,10 @@ Matplotlib draws them, text stays text, and the same reading gives the same byte
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from harness.compare import Comparison
 from harness.device_ledger import device_samples
 from harness.ledger import ADDITIVE, TRAINING_STATED, Account, Term
 from harness.predict.overhead import cuda_total
@@ -16,7 +17,8 @@ from harness.predict.settings import device_gpu
 from harness.report import bars
 from harness.report.content import Reading, points, term_words
 from harness.report.finetune import MOMENT_WORDS
-from harness.units import GIB
+from harness.spread import TermSpread, spreads
+from harness.units import GIB, MIB
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,6 +78,12 @@ def waits(reading: Reading) -> str | None:
         return None
     done = requests[requests["status"] == "ok"].dropna(subset=["sent_ns", "first_ns", "end_ns"])
     return _svg(lambda: _waits(done), "Share of requests answered by time") if len(done) > 1 else None
+
+
+def spread(repeats: Mapping[int, Comparison]) -> str | None:
+    """What each of ``repeats`` measured of each term less what was predicted, in the predicted interval."""
+    terms = [t for t in spreads(repeats).terms if t.phase == "load" and t.predicted is not None and t.measured.told]
+    return _svg(lambda: _spread(terms, repeats), "Measured less predicted, by term and repeat") if terms else None
 
 
 CHARTS: dict[str, Callable[[Reading], str | None]] = {"memory": memory, "load": load, "gpus": gpus, "waits": waits}
@@ -153,6 +161,25 @@ def _memory(moments: Sequence[Bar], total: int | None) -> Figure:
     axes.set_xlabel("GiB on the fullest device; hatched: set aside, not yet used")
     terms = ["beyond the pool" if t == "beyond" else term_words(t) for t in seen]
     figure.legend(seen.values(), terms, loc="outside lower center", ncols=5, frameon=False, labelcolor=_GREY)
+    return figure
+
+
+def _spread(terms: Sequence[TermSpread], repeats: Mapping[int, Comparison]) -> Figure:
+    figure, axes = _figure(0.8 + 0.32 * len(terms))
+    axes.axvline(0, color=_GREY, linewidth=0.8)
+    for row, t in enumerate(terms):
+        assert t.predicted is not None
+        if t.low is not None and t.high is not None:
+            span = (t.high - t.low) / MIB
+            axes.barh(row, span, left=(t.low - t.predicted) / MIB, height=0.5, color=_GREY, alpha=0.25)
+        for n, comparison in repeats.items():
+            found = next((r for r in comparison.terms if (r.term, r.phase) == (t.term, t.phase)), None)
+            if found is not None and found.measured is not None:
+                colour = _LIMIT if n in (t.outside or ()) else _COLOURS[Term.WEIGHTS]
+                axes.plot((found.measured - t.predicted) / MIB, row, "o", markersize=5, color=colour, alpha=0.7)
+    axes.set_yticks(range(len(terms)), [term_words(t.term) for t in terms])
+    axes.set_ylim(len(terms) - 0.5, -0.5)
+    axes.set_xlabel("MiB measured less predicted, under load; grey: low to high as predicted; a dot for each repeat")
     return figure
 
 

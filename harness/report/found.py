@@ -36,7 +36,10 @@ def page_of(found: Found) -> str:
     from harness.report import html
 
     if isinstance(found, Series):
-        return html.page(repeats.build(found), repeats.rungs(found), {})
+        from harness.report.charts import spread
+
+        drawn = spread({n: reading.comparison for n, reading in found.counted.items()}) if found.counted else None
+        return html.page(repeats.build(found), repeats.rungs(found), {"spread": drawn} if drawn else {})
     return html.render(content.build(found), found)
 
 

@@ -77,7 +77,7 @@ def _measured(told: Spreads, last: Reading) -> Iterator[Section]:
     yield Section("Four rungs", table=_rungs(told.rungs))
     terms = _terms(told.terms)
     outside = ("Outside: the repeats that lie outside of what was predicted, low to high.",) if terms else ()
-    yield Section("Memory for each device", outside, terms)
+    yield Section("Memory for each device", outside, terms, chart="spread")
     differ = "Differ: the repeats in which it was not what was predicted" + (" for here." if rehearsed else ".")
     yield Section("Block pool and load", (differ,), _figures(told.figures, rehearsed))
     yield Section("Throughput", table=_throughput(told.figures))
