@@ -133,8 +133,8 @@ def test_what_no_run_tells_stays_and_is_named() -> None:
     told = run(MODELS[0])
     found = calibrate([replace(told, measured={Term.RUNTIME_AT_INIT: 1})], TODAY)
     assert list(found_of(found)) == ["runtime_at_init"]
-    assert found.not_refitted["activation_peak of v1"] == "no run states it"
-    assert found.not_refitted["step_times"] == "no run recorded its steps"
+    assert found.not_refitted["activation peak of v1"] == "no run states it"
+    assert found.not_refitted["step times"] == "no run recorded its steps"
 
 
 def test_from_0_20_on_the_budget_holds_an_estimate_of_the_graphs_and_both_are_found() -> None:

@@ -12,7 +12,7 @@ from harness.calibrate.runs import Run
 from harness.calibrate.step_times import step_times
 from harness.errors import UsageError
 from harness.ledger import Term
-from harness.predict.calibrated import kinds
+from harness.predict.calibrated import WORDS, kinds
 from harness.scenario import Calibration, minor
 from harness.scenario.calibration import FORMAT, Constant, PoolError
 
@@ -90,5 +90,5 @@ def _not_refitted(cases: Sequence[Case], constants: Sequence[Constant], why_no_s
             if (term, of) not in have:
                 stated = case.staged and term in case.run.measured
                 why = "a pipeline's workers do not say which stage they are" if stated else "no run states it"
-                missing[f"{term} of {of}"] = why
-    return missing | ({"step_times": why_no_steps} if why_no_steps else {})
+                missing[f"{WORDS[term]} of {of}"] = why
+    return missing | ({"step times": why_no_steps} if why_no_steps else {})

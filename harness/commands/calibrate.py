@@ -105,7 +105,7 @@ def _show(found: Calibration) -> None:
     if found.runs < 3:
         click.echo("Fewer than three runs: none can be held out, so nothing tells how far off a next one will be.")
     for what, why in found.not_refitted.items():
-        click.echo(f"Not refitted: {what.replace('_', ' ')}: {why}.")
+        click.echo(f"Not refitted: {what}: {why}.")
 
 
 def _rows(found: Calibration) -> Iterator[tuple[str, ...]]:
