@@ -21,7 +21,7 @@ from harness.predict import settings
 from harness.predict.admission import budget, grant
 from harness.predict.calibrated import kinds
 from harness.predict.estimate import Estimate
-from harness.predict.overhead import graph_units, graphs_a_layer
+from harness.predict.graphs import graph_units, graphs_a_unit
 from harness.predict.refitted import GRAPHS_RESERVED
 from harness.predict.settings import Settings, device_gpu
 from harness.scenario import Calibration, minor
@@ -107,7 +107,7 @@ def _seen(case: Case) -> Iterator[tuple[Key, Seen]]:
         one = Seen(case.run.model, case.run.measured[term], law[term].bytes, published[term])
         if term in GRAPHS:
             units = graph_units(case.architecture, case.settings, case.stage)[1]
-            slope, rate = graphs_a_layer(case.settings), case.architecture.mixture is not None
+            slope, rate = graphs_a_unit(case.settings), case.architecture.mixture is not None
             one = replace(one, units=units, slope=slope, rate=rate)
         yield (term, of), one
 

@@ -58,6 +58,8 @@ class EngineDefaults:
     graphs_gib_a_layer: float | None
     graphs_in_budget: bool  # of Model Runner V1; V2 has a line of its own
     v2_graphs_in_budget: bool
+    largest_capture_blackwell: int  # the largest size of which a graph is captured by default on B200 and B300
+    captures_uniform_decodes: bool  # sizes of batches of nothing but decodes besides
     one_line_kv_log: bool
     tokens_by_concurrency: bool
     caches_state_prefixes: bool  # by default, of models with recurrent states

@@ -35,10 +35,11 @@ _ARGUMENTS = (
     "enforce_eager", "enable_prefix_caching", "enable_chunked_prefill", "enable_expert_parallel",
     "num_gpu_blocks_override", "kv_cache_memory_bytes", "trust_remote_code", "enable_lora", "max_loras",
     "max_lora_rank", "decode_context_parallel_size", "mamba_ssm_cache_dtype", "skip_mm_profiling",
-    "language_model_only", "mm_encoder_tp_mode",
+    "language_model_only", "mm_encoder_tp_mode", "max_cudagraph_capture_size",
 )  # fmt: skip
 # Arguments that change the memory and that only a person can put into the scenario.
-_UNREAD = ("speculative_config", "speculative_model", "limit_mm_per_prompt", "hf_overrides", "cpu_offload_gb")
+_UNREAD = ("speculative_config", "speculative_model", "limit_mm_per_prompt", "hf_overrides", "cpu_offload_gb",
+           "cudagraph_capture_sizes")
 _FIGURES = {
     "gpu_memory_utilization": re.compile(
         r"(?:(?:Desired GPU memory utilization is|desired GPU memory utilization|x gpu_memory_utilization) \(|"

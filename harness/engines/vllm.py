@@ -109,7 +109,7 @@ def require_cpu_build() -> Installed:
 @dataclass(frozen=True)
 class ServerPlan:
     """What to serve: the model (its folder, or its name on the hub) and vLLM's arguments (name -> value; True for a
-    bare flag, a mapping as JSON).
+    bare flag, a list as several values, a mapping as JSON).
 
     ``scratch`` is a folder for the server's temporary files; it goes when the server does.
     """
@@ -133,6 +133,8 @@ def command_line(plan: ServerPlan, port: int) -> list[str]:
             line.append(f"--no-{name.replace('_', '-')}")
         elif value is True:
             line.append(f"--{name.replace('_', '-')}")
+        elif isinstance(value, list):
+            line += [f"--{name.replace('_', '-')}", *map(str, value)]
         else:
             line += [f"--{name.replace('_', '-')}", json.dumps(value) if isinstance(value, dict) else str(value)]
     if plan.trust_remote_code:

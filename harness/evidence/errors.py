@@ -8,7 +8,7 @@ from statistics import fmean, linear_regression, median
 
 from harness.evidence.compared import COLUMNS, Case, Compared
 from harness.predict.admission import budget
-from harness.predict.overhead import captured_sizes
+from harness.predict.graphs import graph_units, split_outputs
 from harness.predict.weights import LAYOUT, tensors
 
 Error = Callable[[Compared], int | None]
@@ -117,16 +117,20 @@ def _graphs(run: Compared, case: Case, others: list[Compared]) -> float | None:
              if o.case and o.case.gpu == case.gpu and "graphs" in o.measured
              and (o.case.architecture.mixture is None) == (case.architecture.mixture is None)]  # fmt: skip
     if case.architecture.mixture is not None:
-        rates = [size / captured_sizes(c.architecture, c.settings) for c, size in alike]
-        return fmean(rates) * captured_sizes(case.architecture, case.settings) if rates else None
-    if len({_layers(c) for c, _ in alike}) < 2:
+        rates = [size / _units(c) for c, size in alike]
+        return fmean(rates) * _units(case) if rates else None
+    if len({_units(c) for c, _ in alike}) < 2:
         return None
-    slope, base = linear_regression([_layers(c) for c, _ in alike], [size for _, size in alike])
-    return base + slope * _layers(case)
+    slope, base = linear_regression([_units(c) for c, _ in alike], [size - _splits(c) for c, size in alike])
+    return base + slope * _units(case) + _splits(case)
 
 
-def _layers(case: Case) -> int:
-    return len(case.architecture.stage(0, case.settings.pipeline_parallel_size))
+def _units(case: Case) -> int:
+    return graph_units(case.architecture, case.settings)[1]
+
+
+def _splits(case: Case) -> int:
+    return split_outputs(case.architecture, case.settings, case.gpu)
 
 
 def _pool(run: Compared, case: Case, others: list[Compared]) -> float | None:

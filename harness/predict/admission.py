@@ -20,7 +20,7 @@ from harness.architecture import Architecture, stage_layers
 from harness.catalog import Gpu
 from harness.errors import UsageError
 from harness.ledger import KvPool, Term
-from harness.predict import activations, kv_cache, overhead
+from harness.predict import activations, graphs, kv_cache, overhead
 from harness.predict.estimate import Estimate
 from harness.predict.settings import Settings
 from harness.predict.weights import tensors, weights
@@ -121,10 +121,10 @@ def budget(architecture: Architecture, settings: Settings, gpu: Gpu, stage: int)
         weights(architecture, settings, stage),
         overhead.non_torch_increase(architecture, settings, gpu, stage),
         activations.activation_peak(architecture, settings, gpu, stage),
-        overhead.cuda_graphs(architecture, settings, stage),
+        graphs.cuda_graphs(architecture, settings, gpu, stage),
     )
     requested = _requested(total, settings.gpu_memory_utilization)
-    reserved = overhead.graphs_reserved(architecture, settings, stage)
+    reserved = graphs.graphs_reserved(architecture, settings, gpu, stage)
     init = overhead.runtime_at_init(settings, gpu)
     profiled = _profiled(requested, (*parts[:-1], reserved), init, settings)
     block = kv_cache.bytes_per_block(architecture, settings, stage)

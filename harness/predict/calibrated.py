@@ -10,7 +10,7 @@ from harness.architecture import Architecture
 from harness.catalog import Gpu
 from harness.ledger import Term
 from harness.predict.admission import Budget, budget
-from harness.predict.overhead import graph_units
+from harness.predict.graphs import graph_units
 from harness.predict.refitted import GRAPHS_RESERVED, ranks
 from harness.predict.settings import Settings
 from harness.scenario import Calibration

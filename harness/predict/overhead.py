@@ -1,4 +1,4 @@
-"""What is neither weights, activations nor KV: the device's own share, CUDA, NCCL, graphs.
+"""What is neither weights, activations nor KV: the device's own share, CUDA, NCCL (graphs: graphs.py).
 
 Every constant is the mean of public vLLM 0.19 runs on H100 SXM (harness/catalog/evidence/h100.csv),
 its interval their spread. On another GPU the interval is wider; the likely figure is the same. A scenario's
@@ -12,7 +12,7 @@ from harness.catalog import Gpu
 from harness.ledger import Term
 from harness.predict.activations import sampler_state
 from harness.predict.estimate import Estimate
-from harness.predict.refitted import GRAPHS_RESERVED, ranks, refitted
+from harness.predict.refitted import ranks, refitted
 from harness.predict.settings import Settings
 from harness.units import GIB
 
@@ -40,22 +40,6 @@ _INCREASE_PCIE = (0.29, 0.10, 0.60)
 # One rank of V0: 0.03, 0.09, 0.16, 0.35, 0.35 on five kinds of GPU.
 _V0_ONE = (0.02, 0.40)
 _INCREASE_PIPELINE = (0.07, 0.06, 0.10)
-# Graphs, GiB = a + b x layers of the stage: least squares on the distinct dense configurations of the
-# evidence (8 to 80 layers, 51 sizes), MAE 0.08, residuals -0.19 to +0.10. vLLM's own estimate of the same
-# runs: -0.28 to +0.30, and once +0.86 (h100-019-35: 1.69 GiB estimated, 0.76 taken). Multimodal models, not among the
-# fitted, took 0.18 to 0.25 less than the line (h100-019-13, -15, -17, -23): the low end is theirs.
-_GRAPHS_A, _GRAPHS_B = 0.305, 0.0174
-_GRAPHS_ACTUAL, _GRAPHS_ESTIMATED = (0.26, 0.11), (0.29, 0.30)
-# With experts the number of captured sizes tells more than that of layers: GiB a size on h100-019-02, -66, -40, -51 and
-# -52: 0.031, 0.028, 0.022, 0.022, 0.019. Their mean, residuals -0.46 to +0.34; five runs of four models, so a wide
-# interval.
-_GRAPHS_EXPERTS, _GRAPHS_EXPERTS_ROOM = 0.0243, 0.55
-# Before 0.12 graphs took far less: 0.21 GiB of 16 layers (V0), 0.10 of 28 and 0.39 of 24 with experts (0.11), a GiB's
-# 0.013, 0.004 and 0.016 a layer (rows v11349-l32-1b, llmdbench-qwen3-0p6b, llmdbench-gptoss20b). Why is not known, so
-# the high end is that of the later line.
-_GRAPHS_OLD_LEAST = 0.3
-_LARGEST_CAPTURE = {"GptOssForCausalLM": 1024}  # vllm/model_executor/models/config.py, 0.19; else 512
-_ALL_SIZES = 256  # max_num_seqs from which all sizes up to 512 are captured
 
 
 def cuda_total(gpu: Gpu) -> Estimate:
@@ -77,15 +61,15 @@ def runtime_at_init(settings: Settings, gpu: Gpu) -> Estimate:
     if settings.tensor_parallel_size * settings.pipeline_parallel_size * settings.data_parallel_size == 1:
         published = context(gpu)
     else:
-        elsewhere = _INIT_MANY_ELSEWHERE if _has_nvswitch(gpu) else _INIT_PCIE
-        row = _INIT_MANY if _is_h100(gpu) else elsewhere
+        elsewhere = _INIT_MANY_ELSEWHERE if has_nvswitch(gpu) else _INIT_PCIE
+        row = _INIT_MANY if is_h100(gpu) else elsewhere
         published = _gib(row, "CUDA context and NCCL, H100 runs of vLLM 0.19")
     return refitted(settings, Term.RUNTIME_AT_INIT, ranks(settings), published)
 
 
 def context(gpu: Gpu) -> Estimate:
     """The CUDA context of one process alone on the device."""
-    return _gib(_INIT_ONE if _is_h100(gpu) else _INIT_ONE_ELSEWHERE, "CUDA context, H100 runs of vLLM 0.19")
+    return _gib(_INIT_ONE if is_h100(gpu) else _INIT_ONE_ELSEWHERE, "CUDA context, H100 runs of vLLM 0.19")
 
 
 def non_torch_increase(architecture: Architecture, settings: Settings, gpu: Gpu, stage: int = 0) -> Estimate:
@@ -110,17 +94,17 @@ def _increase(settings: Settings, gpu: Gpu) -> tuple[tuple[float, float, float],
     one = settings.defaults.non_torch_one_rank_gib
     if tp == 1 and settings.model_runner == "v0":
         return (one, *_V0_ONE), "reports of V0"
-    if tp > 1 and not _has_nvswitch(gpu):
+    if tp > 1 and not has_nvswitch(gpu):
         return _INCREASE_PCIE, "reports of cards without NVSwitch"
     row = _INCREASE.get(tp, _INCREASE_BEYOND)
     if tp == 1:
         row = (one, one - _INCREASE_ONE_BELOW, one + _INCREASE_ONE_ABOVE) if pp == 1 else _INCREASE_PIPELINE
-    if not _is_h100(gpu):
+    if not is_h100(gpu):
         row = (row[0], row[0] * 0.3, row[2] + 0.25)
     return row, "H100 runs"
 
 
-def _has_nvswitch(gpu: Gpu) -> bool:
+def has_nvswitch(gpu: Gpu) -> bool:
     """Whether NCCL takes what it takes on an H100: on boards with NVSwitch (SXM of A100 and later, GH200).
 
     Two ranks of an A100 took 1.96 GiB (https://github.com/vllm-project/vllm/pull/10909), of a V100 0.39. A GPU that is
@@ -129,75 +113,8 @@ def _has_nvswitch(gpu: Gpu) -> bool:
     return gpu.name == "gpu" or gpu.name.startswith("gh200") or ("sxm" in gpu.name and not gpu.name.startswith("v100"))
 
 
-def cuda_graphs(architecture: Architecture, settings: Settings, stage: int = 0) -> Estimate:
-    """Bytes of the captured CUDA graphs on one rank of ``stage``; nothing where eager is enforced."""
-    if settings.enforce_eager:
-        return Estimate.exact(0, "enforce_eager: no graphs")
-    of, units = graph_units(architecture, settings, stage)
-    return refitted(settings, Term.CUDA_GRAPHS, of, _published_graphs(architecture, settings, stage), units)
-
-
-def graphs_reserved(architecture: Architecture, settings: Settings, stage: int = 0) -> Estimate:
-    """Bytes that the budget holds for graphs, where it does: vLLM's own estimate, predicted as the graphs are."""
-    if settings.enforce_eager or not settings.graphs_in_budget:
-        return Estimate.exact(0, "no graphs in the budget")
-    of, units = graph_units(architecture, settings, stage)
-    return refitted(settings, GRAPHS_RESERVED, of, _published_graphs(architecture, settings, stage), units)
-
-
-def graph_units(architecture: Architecture, settings: Settings, stage: int = 0) -> tuple[str, int]:
-    """(what graphs are alike in, how many units they grow with): layers of the stage; captured sizes with experts."""
-    sizes = captured_sizes(architecture, settings)
-    if architecture.mixture is not None:
-        return f"experts, {ranks(settings)}", sizes
-    tower = " beside a tower" if settings.sees else ""
-    layers = len(architecture.stage(stage, settings.pipeline_parallel_size))
-    return f"{sizes} sizes{tower}, {ranks(settings)}", layers
-
-
-def graphs_a_layer(settings: Settings) -> int:
-    """The published slope of the graphs, bytes for each layer."""
-    each = settings.defaults.graphs_gib_a_layer
-    return round((_GRAPHS_B if each is None else each) * GIB)
-
-
-def _published_graphs(architecture: Architecture, settings: Settings, stage: int) -> Estimate:
-    later = _later_graphs(architecture, settings, stage)
-    each = settings.defaults.graphs_gib_a_layer
-    if each is None:
-        return later
-    layers = len(architecture.stage(stage, settings.pipeline_parallel_size))
-    likely = round(each * layers * GIB)
-    return Estimate(
-        likely, round(_GRAPHS_OLD_LEAST * likely), max(likely, later.high), f"{each} x {layers} layers GiB, before 0.12"
-    )
-
-
-def _later_graphs(architecture: Architecture, settings: Settings, stage: int) -> Estimate:
-    if architecture.mixture is not None:
-        sizes = captured_sizes(architecture, settings)
-        room = _GRAPHS_EXPERTS_ROOM * GIB
-        return Estimate.within(
-            _GRAPHS_EXPERTS * sizes * GIB, room, room, f"{_GRAPHS_EXPERTS} GiB x {sizes} captured sizes, with experts"
-        )
-    layers = len(architecture.stage(stage, settings.pipeline_parallel_size))
-    likely = (_GRAPHS_A + _GRAPHS_B * layers) * GIB
-    below, above = _GRAPHS_ESTIMATED if settings.graphs_in_budget else _GRAPHS_ACTUAL
-    low_room = below * GIB if settings.max_num_seqs >= _ALL_SIZES else likely * 0.8
-    if architecture.encoder_tokens:  # its decoding alone is captured (FULL_DECODE_ONLY), how much less is not known
-        low_room = likely
-    return Estimate.within(likely, low_room, above * GIB, f"{_GRAPHS_A} + {_GRAPHS_B} x {layers} layers GiB")
-
-
-def captured_sizes(architecture: Architecture, settings: Settings) -> int:
-    """How many batch sizes are captured: 1, 2, 4, every 8th below 256, every 16th from there (config/vllm.py, 0.19)."""
-    largest = min(2 * settings.max_num_seqs, _LARGEST_CAPTURE.get(architecture.name, 512))
-    return len([n for n in (1, 2, 4) if n <= largest]) + len(range(8, min(256, largest + 1), 8)) + len(
-        range(256, largest + 1, 16)
-    )
-
-
-def _is_h100(gpu: Gpu) -> bool:
+def is_h100(gpu: Gpu) -> bool:
+    """Whether it is the GPU that the published constants are of."""
     return gpu.name == "h100-sxm-80gb"
 
 

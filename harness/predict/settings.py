@@ -15,6 +15,7 @@ from harness.architecture import Architecture, from_config, mtp
 from harness.catalog import EngineDefaults, Gpu, WeightFormat
 from harness.errors import UsageError
 from harness.predict import encoder_decoder
+from harness.predict.capture_sizes import capture_sizes
 from harness.predict.kv_format import (
     DTYPE_BYTES,
     aligned,
@@ -86,6 +87,7 @@ class Settings:
     decode_context_parallel_size: int
     in_flight_tokens: int  # scheduled and not yet settled: a sliding window is charged for them
     enforce_eager: bool
+    capture_sizes: tuple[int, ...]  # batches, in tokens, that graphs are captured of
     enable_prefix_caching: bool
     in_use: int  # bytes that other processes hold on each GPU
     kv_cache_memory_bytes: int | None
@@ -202,6 +204,9 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
         decode_context_parallel_size=engine.decode_context_parallel_size,
         in_flight_tokens=tokens * _batches_in_flight(defaults, runner, pp),
         enforce_eager=engine.enforce_eager,
+        capture_sizes=() if engine.enforce_eager or scenario.on_cpu else capture_sizes(
+            engine, defaults, architecture.name, capability, seqs, tokens, proposed + 1
+        ),
         enable_prefix_caching=prefix_caching,
         in_use=scenario.gpu.in_use if scenario.gpu else 0,
         kv_cache_memory_bytes=engine.kv_cache_memory_bytes or None,  # 0 counts as not given, as in vLLM

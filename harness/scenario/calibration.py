@@ -48,7 +48,7 @@ class Constant(Part):
     term: Literal["runtime_at_init", "non_torch_increase", "activation_peak", "cuda_graphs", "graphs_reserved"]
     of: Text = Field(description="what it is a constant of: the ranks, the model runner, the kind of graphs")
     bytes: Bytes
-    bytes_per_unit: Bytes = Field(0, description="of graphs, for each layer; for each captured size with experts")
+    bytes_per_unit: Bytes = Field(0, description="of graphs, for each of a layer; with experts, for each captured size")
     below: Room | None = Field(None, description="how far the interval goes below; the published one where not given")
     above: Room | None = Field(None, description="how far it goes above")
     runs: Runs

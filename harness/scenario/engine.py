@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from harness.scenario.scenario import Scenario
 
 
+CaptureSize = Annotated[int, Field(ge=1, le=65_536)]
 Modality = Literal["image", "video", "vision_chunk", "audio"]
 
 
@@ -60,6 +61,12 @@ class Engine(Part):
     max_loras: Annotated[int, Field(ge=1, le=4096)] = Field(1, description="slots for adapters; of enable_lora")
     max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = Field(16, description="of enable_lora")
     enforce_eager: bool = False
+    max_cudagraph_capture_size: CaptureSize | None = Field(
+        None, description="the largest batch, in tokens, of which a CUDA graph is captured; from vLLM 0.12 on"
+    )
+    cudagraph_capture_sizes: Annotated[list[CaptureSize], Field(min_length=1, max_length=4096)] | None = Field(
+        None, description="all of them, such as [1, 2, 4, 8]; from vLLM 0.12 on"
+    )
     enable_prefix_caching: bool | None = Field(None, description="as the version has it by default for such a model")
     kv_cache_memory_bytes: Size | None = None
     num_gpu_blocks_override: Annotated[int, Field(ge=2, le=2**40)] | None = None
@@ -104,6 +111,8 @@ _OURS = (
     "profiler_config", "additional_config", "otlp_traces_endpoint", "master_addr", "master_port", "grpc",
 )  # fmt: skip
 _WHOLE_NAMES = ("reasoning_parser",)  # an argument by itself, though one of those above begins like it
+# Arguments that vLLM takes in compilation_config as well.
+_OF_COMPILATION = ("cudagraph_capture_sizes", "max_cudagraph_capture_size")
 # Names that a later vLLM may have for more of the same, also inside a value that is a JSON mapping.
 _REACHES_OUT = re.compile(r"(?:^|_)(?:plugin|cls|path|dir|addr|address|port|token|key|ssl_\w+)$|_plugins?_|^debug_dump")
 
@@ -120,6 +129,8 @@ def _argument_faults(engine: Engine) -> Iterator[Fault]:
             yield at, "bench sets this itself, or it would load code that the scenario hides"
         elif isinstance(value, str) and value.startswith("-"):
             yield at, "a value that begins with '-' would be read as an argument"
+        elif isinstance(value, str) and (own := next((k for k in _keys(value) if k in _OF_COMPILATION), None)):
+            yield at, f"{own} in it is a key of the scenario itself: say engine.{own}"
         elif isinstance(value, str) and (hidden := next(filter(_REACHES_OUT.search, _keys(value)), None)):
             yield at, f"{show(hidden)} in it would load code that the scenario hides, or reach out of the run"
 
