@@ -1,8 +1,8 @@
 """The constants that cases tell, each with its error before, after, and on what was held out.
 
-An offset is the median of what the law leaves. Graphs are a line over all layers' graphs where three numbers ran, by the medians
-of Theil and Sen (one odd run does not move it); else the published slope stays. With experts they are one rate, bytes a
-captured size. Held out are all runs of a model at once, or single runs where there is one model alone.
+An offset is the median of what the law leaves. Graphs are a line over all layers' graphs where three numbers ran, by
+the medians of Theil and Sen (one odd run does not move it); else the published slope stays. With experts they are one
+rate, bytes a captured size. Held out are all runs of a model at once, or single runs where there is one model alone.
 """
 
 from __future__ import annotations
