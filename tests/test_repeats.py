@@ -268,6 +268,19 @@ def test_the_report_of_a_recorded_series(tmp_path: Path) -> None:
         assert report(folders[0], form)[0] == 0
 
 
+def test_the_repeats_that_miss_the_slo_are_named(tmp_path: Path) -> None:
+    folders = of_references(tmp_path, "smollm2_cpu-measured", 3)
+    for folder in folders:
+        path = folder / "scenario.yaml"
+        path.write_text(path.read_text() + "slo: {e2e_p95_s: 21.5, ttft_p95_s: 60}\n")
+    _, text, _ = report(folders[0], "text")
+    lines = [line.split() for line in text.splitlines()]
+    (late,), (early,) = ([line for line in lines if line[:1] == [name]] for name in ("e2e_p95_s", "ttft_p95_s"))
+    assert late[1] == "21.5" and late[-2:] == ["2,", "3"] and early[-1] == "none"
+    document = json.loads(report(folders[0], "json")[1])
+    assert document["expectation"] == {"met": True, "failed": []}
+
+
 def test_a_rehearsal_tells_no_bytes(tmp_path: Path) -> None:
     folders = of_references(tmp_path, "70b_8k_int4-rehearsal", 2)
     text = report(folders[0], "text")[1]

@@ -64,7 +64,7 @@ def repeated(
         found = replace(series.gather(parent, id), repeats=scenario.repeats)
     if not quiet:
         show(report.build(found))
-        click.echo(f"\nRun folders: {parent}")
+        click.echo(f"\nRun folders: {parent} (one by itself: bench report FOLDER --alone)")
     return max(codes), found
 
 

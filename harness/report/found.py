@@ -38,7 +38,7 @@ def page_of(found: Found) -> str:
     if isinstance(found, Series):
         from harness.report.charts import spread
 
-        drawn = spread({n: reading.comparison for n, reading in found.counted.items()}) if found.counted else None
+        drawn = spread(found.comparisons) if found.counted else None
         return html.page(repeats.build(found), repeats.rungs(found), {"spread": drawn} if drawn else {})
     return html.render(content.build(found), found)
 

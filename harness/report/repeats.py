@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from harness.compare import check
+from harness.compare import Comparison
 from harness.ledger import LATENCIES
 from harness.report.content import (
     FIGURE_WORDS,
@@ -22,7 +22,8 @@ from harness.report.content import (
 from harness.report.latency import SHOWN, WORDS, seconds
 from harness.report.series import Series
 from harness.report.table import Table
-from harness.spread import FigureSpread, RungSpread, Spread, Spreads, TermSpread
+from harness.scenario import Slo
+from harness.spread import FigureSpread, RungSpread, Spread, TermSpread
 
 _THROUGHPUT = {
     "duration_s": "seconds that the load takes",
@@ -34,29 +35,27 @@ _THROUGHPUT = {
 def build(series: Series) -> Report:
     """The report; where no repeat was counted, what became of them."""
     last = series.last
-    sections = [*(_measured(series.spreads, last) if last else ()), Section("Repeats", table=_repeats(series)),
+    sections = [*(_measured(series, last) if last else ()), Section("Repeats", table=_repeats(series)),
                 Section("Notes", tuple(_notes(series)))]  # fmt: skip
-    failed = [
-        f"repeat {n}: {line}" for n, r in series.counted.items()
-        for line in check(r.scenario.expect, r.comparison, r.scenario.slo)[1]
-    ]  # fmt: skip
-    met = [run.met for run in series.runs if run.counted]
+    met, failed = series.expectation
     mode, count = f" · {last.record.mode}" if last else "", len(series.counted)
     of = f" of {series.repeats}" if count < series.repeats else ""
     return Report(
         title=f"{series.name}{mode} · {count}{of} repeats",
         lead=tuple(_lead(series)),
         sections=tuple(s for s in sections if s.sentences or (s.table and s.table.rows)),
-        expectation_met=None if not met or None in met else all(met),
+        expectation_met=met,
         expectation_failed=tuple(failed),
     )
 
 
 def rungs(series: Series) -> list[tuple[str, bool | None]]:
     """Each rung's verdict: no where one repeat says no."""
-    told = series.spreads.rungs if series.counted else ()
-    return [(row.rung, False if False in (all_said := [*row.measured.values()]) else
-             row.predicted if None in all_said else True) for row in told]  # fmt: skip
+    told = []
+    for row in series.spreads.rungs if series.counted else ():
+        said = list(row.measured.values())
+        told.append((row.rung, False if False in said else row.predicted if None in said else True))
+    return told
 
 
 def _lead(series: Series) -> Iterator[str]:
@@ -72,8 +71,8 @@ def _lead(series: Series) -> Iterator[str]:
         yield "The scenario lets the model's own code run (trust_remote_code: true)."
 
 
-def _measured(told: Spreads, last: Reading) -> Iterator[Section]:
-    rehearsed = last.record.mode == "rehearsal"
+def _measured(series: Series, last: Reading) -> Iterator[Section]:
+    told, rehearsed = series.spreads, last.record.mode == "rehearsal"
     yield Section("Four rungs", table=_rungs(told.rungs))
     terms = _terms(told.terms)
     outside = ("Outside: the repeats that lie outside of what was predicted, low to high.",) if terms else ()
@@ -82,6 +81,7 @@ def _measured(told: Spreads, last: Reading) -> Iterator[Section]:
     yield Section("Block pool and load", (differ,), _figures(told.figures, rehearsed))
     yield Section("Throughput", table=_throughput(told.figures))
     yield Section("Latency, seconds", table=_latency(told.figures, rehearsed))
+    yield Section("SLO", table=_slo(last.scenario.slo, told.figures, series.comparisons))
 
 
 def _rungs(rows: Sequence[RungSpread]) -> Table:
@@ -166,6 +166,22 @@ def _latency(rows: Sequence[FigureSpread], rehearsed: bool) -> Table:
                 shown.append((word, side, *map(seconds, values)))
                 word = ""
     return Table(("latency", "", *SHOWN), tuple(shown), frozenset({0, 1}))
+
+
+def _slo(slo: Slo | None, rows: Sequence[FigureSpread], repeats: Mapping[int, Comparison]) -> Table:
+    """A row for each limit that something was measured of, and the repeats that missed it."""
+    figures = {r.figure: r for r in rows if r.measured.told}
+    shown = []
+    for name, limit in slo.limits.items() if slo else ():
+        row = figures.get(name)
+        if row is None:
+            continue
+        told = {n: f.measured for n, c in repeats.items() for f in c.figures if f.figure == name}
+        missed = [n for n, value in told.items() if value is not None and value > limit]
+        shown.append((name, seconds(limit), seconds(row.gpu), seconds(row.measured.median),
+                      f"{seconds(row.measured.least)} – {seconds(row.measured.greatest)}",
+                      _numbers(missed)))  # fmt: skip
+    return Table(("limit", "at most, s", "predicted", "median", "least – greatest", "missed"), tuple(shown))
 
 
 def _repeats(series: Series) -> Table:

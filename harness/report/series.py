@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import store
-from harness.compare import check
+from harness.compare import Comparison, check
 from harness.errors import LoadfitError
 from harness.report.content import OUTCOMES, Reading, understand
 from harness.report.document import document as document_of
@@ -61,7 +61,7 @@ class Repeat:
 
 @dataclass(frozen=True)
 class Series:
-    """All runs of a series, the counted ones by number first."""
+    """All runs of a series, by number and age."""
 
     id: str
     repeats: int  # as many as were asked for
@@ -89,17 +89,30 @@ class Series:
         return self.last.scenario.name if self.last else self.parent.name
 
     @property
+    def expectation(self) -> tuple[bool | None, list[str]]:
+        """Whether all that count meet the scenario's expectation, and which failed in what; (None, []) as in check."""
+        met, failed = [], []
+        for n, r in self.counted.items():
+            one, lines = check(r.scenario.expect, r.comparison, r.scenario.slo)
+            met.append(one)
+            failed += [f"repeat {n}: {line}" for line in lines]
+        return (None if not met or None in met else all(met)), failed
+
+    @property
+    def comparisons(self) -> dict[int, Comparison]:
+        """Of the counted ones, by number."""
+        return {n: reading.comparison for n, reading in self.counted.items()}
+
+    @property
     def spreads(self) -> Spreads:
         """Of the counted ones; there is at least one."""
-        return spreads({n: reading.comparison for n, reading in self.counted.items()})
+        return spreads(self.comparisons)
 
 
 def gather(parent: Path, id: str) -> Series:
     """The series ``id`` from the run folders in ``parent``."""
     runs, asked = [], 1
-    for folder in stored.members(parent).get(id, ()):
-        its = stored.place(folder)
-        assert its is not None
+    for folder, its in stored.members(parent).get(id, ()):
         asked = its["repeats"]  # the last one's: more may have been asked for later
         try:
             runs.append(Repeat(its["repeat"], folder, understand(store.read(folder))))
@@ -120,11 +133,13 @@ def of(folder: Path) -> Series | None:
 def document(series: Series) -> dict[str, Any]:
     """The one JSON document: the spread, and the document of each repeat that was counted."""
     last = series.last
+    met, failed = series.expectation
     return {
         "schema": SCHEMA,
         "scenario": series.name,
         "mode": last.record.mode if last else None,
         "repeats": series.repeats,
+        "expectation": {"met": met, "failed": failed},
         "spread": series.spreads.as_dict() if last else None,
         "not_counted": [
             {"repeat": r.number, "outcome": r.reading.record.outcome if r.reading else None, "reason": r.reason,

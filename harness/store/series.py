@@ -39,13 +39,13 @@ def place(folder: Path) -> Place | None:
         return None
 
 
-def members(parent: Path) -> dict[str, list[Path]]:
-    """The id of each series in the scenario's folder ``parent`` -> its run folders, the oldest first."""
-    found: dict[str, list[Path]] = {}
+def members(parent: Path) -> dict[str, list[tuple[Path, Place]]]:
+    """The id of each series in the scenario's folder ``parent`` -> its run folders with their places, oldest first."""
+    found: dict[str, list[tuple[Path, Place]]] = {}
     for folder in sorted(p.parent for p in parent.glob(f"*/{MANIFEST}") if not p.parent.is_symlink()):
         its = place(folder)
         if its is not None:
-            found.setdefault(its["id"], []).append(folder)
+            found.setdefault(its["id"], []).append((folder, its))
     return found
 
 
