@@ -213,14 +213,17 @@ def wait_for_calm(patience_s: float) -> float:
     return time.monotonic() - began_s
 
 
-def compare(setup: Setup, pairs: int, disturbed: float, patience_s: float) -> bool:
+def compare(setup: Setup, pairs: int, seconds: float, disturbed: float, patience_s: float) -> bool:
     """Run the pairs and print what came out; whether it is what was asked for."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, spawn) as first, ProcessPoolExecutor(1, spawn, _quiet) as second:
         clients = {"ours": (first, ours), "vllm bench serve": (second, theirs)}
         turns: dict[str, list[Turn]] = {name: [] for name in clients}
         counted: dict[str, list[dict[str, int]]] = {name: [] for name in clients}
+        until_s = time.monotonic() + seconds
         for i in range(pairs + 1):  # the first warms up
+            if i > 1 and time.monotonic() > until_s:
+                break
             patience_s -= wait_for_calm(patience_s)
             for name in list(clients)[:: 1 if i % 2 else -1]:
                 process, client = clients[name]
@@ -278,6 +281,7 @@ def main() -> int:
     options.add_argument("--requests", type=int, default=32)
     options.add_argument("--prompt", type=int, default=128)
     options.add_argument("--output", type=int, default=64)
+    options.add_argument("--seconds", type=float, default=math.inf, help="after which no other pair is begun")
     options.add_argument("--patience", type=float, default=0.0, help="seconds")
     options.add_argument("--all", action="store_true", help="keep the pairs during which others were busy")
     options.add_argument(
@@ -297,7 +301,8 @@ def main() -> int:
         prompt_of = made_up(load.seed, vocabulary, 0)
         dataset.write_text("".join(json.dumps({"prompt": prompt_of(r, ())}) + "\n" for r in requests(load)))
         setup = Setup(url, key, name, load, vocabulary, dataset)
-        return 0 if compare(setup, given.pairs, math.inf if given.all else DISTURBED, given.patience) else 1
+        disturbed = math.inf if given.all else DISTURBED
+        return 0 if compare(setup, given.pairs, given.seconds, disturbed, given.patience) else 1
 
 
 if __name__ == "__main__":

@@ -66,8 +66,8 @@ class Client:
             headers={"Authorization": f"Bearer {self._key}", "Accept-Encoding": "identity"},
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
-            # A server closes a connection that was idle (vLLM after 5 s), perhaps as it is used again: we do before.
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2),
+            # A server too closes a connection that is idle (vLLM after 5 s), perhaps just as it is used again.
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=1),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
             read_bufsize=2**20,
             trust_env=False,

@@ -87,7 +87,9 @@ def run(
         if not found.keys() - lost.keys():
             return folder
         lost |= found
+        folder.manifest.pop("series", None)  # its place is that of the run that follows
         with contextlib.suppress(RecordError):
+            folder.save_manifest()
             folder.finish()
         for name, said in found.items():
             say(f"the engine could not load our {name} ({said}; {folder.path}): once more without it")

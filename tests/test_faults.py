@@ -453,6 +453,15 @@ def test_a_probe_that_does_not_load_is_left_out_and_the_run_goes_on(behaviour: s
     assert f"could not load our {name}" in re.sub(r"\s+", " ", text)
 
 
+def test_a_start_that_a_probe_cost_is_no_repeat(tmp_path: Path) -> None:
+    run = finish(launch(tmp_path, "no_worker_probe", "--measure", scenario={**MEASURED, "repeats": 2}))
+    assert (run.code, run.lines, run.left_behind) == (0, [], [])
+    manifests = [json.loads(p.read_text()) for p in sorted(run.out.glob("faults/2*/manifest.json"))]
+    told = [(m["outcome"], m.get("series", {}).get("repeat")) for m in manifests]
+    refused = ("refused_at_start", None)
+    assert told == [refused, ("completed", 1), refused, ("completed", 2)]
+
+
 def test_a_pace_is_not_kept_without_the_scheduler_probe(tmp_path: Path) -> None:
     load = {**LOAD, "shape": "poisson", "rate": 50.0}
     del load["users"]

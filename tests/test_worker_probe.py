@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -134,6 +135,36 @@ def test_what_the_capture_of_graphs_took_is_kept(probe: ModuleType) -> None:
     assert Runner().capture_model(profile_only=True) == 7
     assert Runner().capture_model() == GIB
     assert worker(probe).loadfit_memory()["graphs_bytes"] == GIB
+
+
+class Engine:
+    """As much of vLLM's scheduler as the recorder is put before."""
+
+    def schedule(self) -> SimpleNamespace:
+        return SimpleNamespace(tokens=8)  # another vLLM calls it otherwise
+
+    def update_from_output(self, plan: Any) -> str:
+        return "outputs"
+
+
+@pytest.mark.parametrize("steps", ["steps.csv", "no/such/folder/steps.csv"])
+def test_a_recorder_that_can_not_record_lets_the_engine_run(
+    steps: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    names = ("vllm", "vllm.v1", "vllm.v1.core", "vllm.v1.core.sched", "vllm.v1.core.sched.scheduler")
+    for name in names:
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setattr(sys.modules[names[-1]], "Scheduler", Engine, raising=False)
+    monkeypatch.delitem(sys.modules, "harness.engines.scheduler_probe", raising=False)
+    monkeypatch.setenv("LOADFIT_STEPS", str(tmp_path / steps))
+    recorder = importlib.import_module("harness.engines.scheduler_probe").RecordingScheduler()
+    del sys.modules["harness.engines.scheduler_probe"]  # the next one is to have the real vLLM
+    for _ in range(2):
+        assert recorder.update_from_output(recorder.schedule()) == "outputs"
+    if steps == "steps.csv":
+        assert "# recording ended: AttributeError" in (tmp_path / steps).read_text()
+    else:
+        assert "the scheduler's steps can't be written down" in capfd.readouterr().out
 
 
 def test_both_recorders_are_vllms_own_schedulers() -> None:
