@@ -126,7 +126,7 @@ def test_more_proposals_than_the_profile_checks_may_not_be_held():
     ("speculative_config: {num_speculative_tokens: 5}", "0.19", "the draft model"),
     ("speculative_config: {model: llama-3.2-1b}", "0.19", "num_speculative_tokens"),
     ("speculative_config: {method: ngram, model: llama-3.2-1b, num_speculative_tokens: 5}", "0.19", "no model"),
-    ("speculative_config: {method: eagle, model: x, num_speculative_tokens: 5}", "0.19", "draft_model"),
+    ("speculative_config: {method: medusa, model: x, num_speculative_tokens: 5}", "0.19", "draft_model"),
     ("speculative_config: {method: mtp, model: llama-3.2-1b, num_speculative_tokens: 5}", "0.19", "own checkpoint"),
     (MTP, "0.16", "MTP layers are modelled from vLLM 0.17 on"),
     (f"{MTP}, pipeline_parallel_size: 2", "0.19", "MTP layers beside pipeline stages"),
@@ -238,7 +238,7 @@ def test_mtp_takes_no_row_of_the_budget_and_computes_the_last_found_block_again(
     found = bounds(scenario(engine, "0.32", "deepseek-v3", load, gpus=8), 100).speculation
     assert found == Speculation(2, 1.5, lookahead=2, rows=0, drops_block=True)
     held = predict(scenario(MTP, "0.32", "qwen3.5-9b", f"{load}")).rung("HOLDS")
-    assert held.holds is None and "MTP layers beside several block tables are not simulated" in held.reason
+    assert held.holds is None and "fed with hidden states, beside several block tables, is not" in held.reason
 
 
 @pytest.mark.parametrize(("model", "engine", "words"), [

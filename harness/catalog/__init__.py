@@ -130,6 +130,20 @@ def model_config(name: str) -> dict[str, Any]:
     return dict(_data("models.json")["models"][key]["config"])
 
 
+def drafter_names() -> tuple[str, ...]:
+    """The EAGLE drafters that :func:`drafter_config` knows."""
+    return tuple(_data("drafters.json")["drafters"])
+
+
+def drafter_config(name: str) -> dict[str, Any]:
+    """The config of the EAGLE drafter called ``name``. Raises UsageError."""
+    rows = {n.lower(): row for n, row in _data("drafters.json")["drafters"].items()}
+    if name.strip().lower() not in rows:
+        known = ", ".join(drafter_names())
+        raise UsageError(f"unknown drafter {name[:80]!r}{nearest(name, drafter_names())} (known: {known})")
+    return dict(rows[name.strip().lower()]["config"])
+
+
 # What an entry was compared with, in words; the rest of an entry that only counts right may be wrong.
 CHECKED = {
     "config": "compared with the published config.json or a public copy of it",

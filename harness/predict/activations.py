@@ -117,9 +117,10 @@ def _drafting(architecture: Architecture, settings: Settings) -> int:
     """Bytes of the drafter's own pass, which follows the other's while its hidden states are held."""
     if settings.draft is None:
         return 0
-    held, layers = hidden_states(architecture, settings), _layers_path(settings.draft.architecture, settings)
+    takes, one = settings.draft.takes, hidden_states(architecture, settings)
+    held, layers = max(takes, 1) * one, _layers_path(settings.draft.architecture, settings)
     # MTP layers begin with both inputs, each normed, then side by side, and what is made of them.
-    return held + (max(layers, 5 * held) if settings.draft.follows else layers)
+    return held + (max(layers, 5 * one) if takes else layers)
 
 
 def _handed(architecture: Architecture, settings: Settings, stage: int) -> int:

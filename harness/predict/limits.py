@@ -26,8 +26,8 @@ def not_simulated(architecture: Architecture, chosen: Settings, load: Load | Non
         return f"the load is spread over {chosen.data_parallel_size} engines, one is simulated"
     if chosen.num_speculative_tokens and (load is None or load.accepted_tokens is None):
         return "how many proposed tokens are taken depends on the models and the text: load.accepted_tokens tells it"
-    if chosen.draft and chosen.draft.follows and len(groups(architecture, chosen)) > 1:
-        return "MTP layers beside several block tables are not simulated"
+    if chosen.draft and chosen.draft.takes and len(groups(architecture, chosen)) > 1:
+        return "a drafter that is fed with hidden states, beside several block tables, is not simulated"
     if chosen.model_runner == "v0":
         return "the scheduler of V0 (vLLM before 0.8) is not simulated"
     if load and load.adapters and not chosen.defaults.skipped_keep_their_place:
@@ -88,13 +88,13 @@ def limits_of(
 
 def _speculation(engine: Engine, load: Load | None) -> Speculation:
     """A drafter writes a slot for each token that it proposes; a model of its own takes one token of the budget a
-    request, MTP layers none, but they need the hidden states of a found prefix's last block again."""
+    request; one that is fed with hidden states takes none, but needs those of a found prefix's last block again."""
     asked = engine.speculative_config
     if asked is None:
         return Speculation()
     accepted = load.accepted_tokens if load and load.accepted_tokens else 0.0
     lookahead = asked.num_speculative_tokens if asked.drafts else 0
-    follows = asked.proposer == "mtp"
+    follows = asked.takes_states
     rows = int(asked.drafts and not follows)
     return Speculation(asked.num_speculative_tokens, accepted, lookahead, rows, drops_block=follows)
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from harness import catalog
-from harness.architecture import Architecture, from_config, mtp
+from harness.architecture import Architecture, from_config
 from harness.catalog import EngineDefaults, Gpu, WeightFormat
 from harness.errors import UsageError
 from harness.predict import encoder_decoder
 from harness.predict.capture_sizes import capture_sizes
+from harness.predict.drafter import Draft, draft
 from harness.predict.kv_format import (
     DTYPE_BYTES,
     aligned,
@@ -25,7 +26,7 @@ from harness.predict.kv_format import (
     preferred_block_size,
     state_bytes,
 )
-from harness.predict.quantization import Quantization, own_quantization, resolve
+from harness.predict.quantization import Quantization, resolve
 from harness.predict.ranks import check_ranks, tower_split
 from harness.scenario import Calibration, Scenario
 from harness.scenario.speculative import Speculative
@@ -42,18 +43,6 @@ LORA_CLASSES = {
     "LlamaForCausalLM": True, "GraniteForCausalLM": True, "Qwen3ForCausalLM": True, "MistralForCausalLM": False,
     "Qwen2ForCausalLM": False, "GemmaForCausalLM": False, "Gemma2ForCausalLM": False,
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Draft:
-    """The model that proposes tokens: on the ranks of the other, in its dtype, with layers in the same pool.
-
-    ``follows``: it is the model's own MTP layers, which take its hidden states.
-    """
-
-    architecture: Architecture
-    quantization: Quantization
-    follows: bool = False
 
 
 @dataclass(frozen=True)
@@ -198,7 +187,7 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
         data_parallel_size=dp,
         expert_parallel=engine.enable_expert_parallel,
         num_speculative_tokens=proposed,
-        draft=_draft(scenario, architecture, tp),
+        draft=draft(scenario, architecture, tp, max_model_len),
         max_loras=engine.max_loras if engine.enable_lora else 0,
         max_lora_rank=engine.max_lora_rank,
         decode_context_parallel_size=engine.decode_context_parallel_size,
@@ -233,26 +222,6 @@ def _prefix_caching(asked: bool | None, architecture: Architecture, defaults: En
     return defaults.engine == "v1" and (defaults.caches_state_prefixes or not keeps_states)
 
 
-def _draft(scenario: Scenario, target: Architecture, tp: int) -> Draft | None:
-    """Source: ``verify_equal_vocab_size_if_draft_model``, vllm/config/speculative.py, 0.32."""
-    asked, config = scenario.engine.speculative_config, scenario.config()
-    if asked is None or not asked.drafts:
-        return None
-    if asked.model is None:
-        layers = mtp(config)
-        _check_steps(asked.num_speculative_tokens, sum(bool(caches) for caches in layers.kv_layers))
-        return Draft(layers, resolve(scenario.weights, config, layers, scenario.model_folder), follows=True)
-    config = catalog.model_config(asked.model)
-    draft = from_config(config)
-    if draft.vocab != target.vocab:
-        raise UsageError(
-            f"engine.speculative_config: Target and draft model should have the same vocabulary size. Target model "
-            f"vocab_size={target.vocab}. Draft model vocab_size={draft.vocab}."
-        )
-    draft.check_split(tp)
-    return Draft(draft, own_quantization(config, draft))
-
-
 def _check_compressed(architecture: Architecture, scenario: Scenario) -> None:
     """Raises UsageError for an engine whose pages of compressed rows are not known."""
     version = scenario.engine.vllm
@@ -270,12 +239,7 @@ def _check_states(architecture: Architecture, proposed: int) -> None:
         raise UsageError(f"engine.speculative_config: the states of {architecture.name} beside it are not modelled")
 
 
-def _check_steps(tokens: int, layers: int) -> None:
-    """Layers are used in turn: the tokens must come out even (``SpeculativeConfig.__post_init__``, 0.32)."""
-    if tokens > layers and tokens % layers:
-        raise UsageError(
-            f"engine.speculative_config: num_speculative_tokens:{tokens} must be divisible by n_predict={layers}"
-        )
+
 
 
 def check_lora(architecture: Architecture, version: str) -> None:

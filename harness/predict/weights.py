@@ -22,6 +22,7 @@ from harness.units import MIB, gib
 # Residuals on the runs of the evidence (docs/accuracy.md): the worst is 0.33 %.
 RESIDUAL = 0.005
 LAYOUT = "padding of its layout"
+_BYTES = {"float32": 4, "int32": 4, "int64": 8}  # of numbers that are not of the model's type
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def stored(
         return
     shape = component.on_rank(tp, ep)
     if kind is None or kind.bits is None or kind.dtype is not None:
-        yield component.name, prod(shape) * (4 if component.dtype in ("float32", "int32") else dtype_bytes)
+        yield component.name, prod(shape) * _BYTES.get(component.dtype or "", dtype_bytes)
         return
     elements = prod(shape)
     width = architecture.mixture.width // tp if architecture.mixture else 0
@@ -139,8 +140,7 @@ def weights(architecture: Architecture, settings: Settings, stage: int = 0) -> E
     total += draft
     # How much an expert's layout pads depends on the kernel, so on the GPU: it may be nothing.
     layout = settings.weight_format.layout_share * total
-    drafter = "the MTP layers'" if settings.draft and settings.draft.follows else "the draft model's"
-    proposing = f", {drafter} {gib(draft)} GiB" if draft else ""
+    proposing = f", {settings.draft.whose} {gib(draft)} GiB" if settings.draft and draft else ""
     beside = f", LoRA slots ({settings.max_loras} of rank {settings.max_lora_rank})" if settings.max_loras else ""
     return Estimate.within(
         total, total * RESIDUAL + layout, total * RESIDUAL + layout / 2,
