@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.architecture import CHUNKED, CROSS, SLIDING, STATE, Architecture, from_config
+from harness.architecture import CHUNKED, COMPRESSOR, CROSS, SLIDING, STATE, Architecture, from_config
 from harness.errors import UsageError
 from harness.predict.kv_groups import Group, groups
 from harness.predict.settings import Settings, settings
@@ -11,7 +11,9 @@ from harness.simulate import Limits, Speculation
 from harness.simulate import tables as kinds
 
 # The others keep every token.
-_KINDS = {SLIDING: kinds.SLIDING, CHUNKED: kinds.CHUNKED, STATE: kinds.STATE, CROSS: kinds.CROSS}
+_KINDS = {
+    SLIDING: kinds.SLIDING, COMPRESSOR: kinds.SLIDING, CHUNKED: kinds.CHUNKED, STATE: kinds.STATE, CROSS: kinds.CROSS
+}
 
 
 def bounds(scenario: Scenario, num_blocks: int) -> Limits:
@@ -32,8 +34,6 @@ def not_simulated(architecture: Architecture, chosen: Settings, load: Load | Non
         return "the scheduler of V0 (vLLM before 0.8) is not simulated"
     if load and load.adapters and not chosen.defaults.skipped_keep_their_place:
         return "how vLLM before 0.31 queues requests that wait for an adapter's slot is not simulated"
-    if architecture.compressed is not None:
-        return "the block tables of compressed rows and their compressors are not simulated"
     if chosen.enable_prefix_caching and any(g.kind == STATE for g in groups(architecture, chosen)):
         return (
             "prefix caching of layers that keep a state is not simulated (engine.enable_prefix_caching: false turns it "
