@@ -19,7 +19,9 @@ from harness import catalog
 from harness.architecture import from_config
 from harness.errors import UsageError
 from harness.predict import kv_cache, predict
+from harness.predict.activations import activation_peak
 from harness.predict.admission import no_memory, not_enough
+from harness.predict.compressed_profile import index_buffers, profiled
 from harness.predict.kv_packed import packed
 from harness.predict.settings import settings
 from harness.predict.weights import tensors
@@ -226,6 +228,29 @@ def test_groups_of_repeats():
     assert [len(group) for group in found[0]] == [22, 21]
     assert Counter(page for _, page in found[1][0]) == {10: 2, 3: 2, 1: 1}
     assert packed([{10: [0, 1]}, {5: [0, 1, 2]}]) == [[[(0, 10), (1, 10)]], [[(0, 5), (1, 5), (2, 5)]]]
+
+
+# -- the profile -----------------------------------------------------------------------------------
+
+
+def test_the_profile_of_flash_by_hand():
+    """docs/memory-model.md. No public run of 0.32 states its terms: this holds the arithmetic, not the truth."""
+    engine = shares(2, more=", max_model_len: 131072, max_num_batched_tokens: 8192")
+    tokens, mib = 8192, 2**20
+    architecture, chosen, _ = resolved(FLASH, engine, 2, "h200")
+    rows = architecture.compressed
+    kept, layer = profiled(architecture, rows, chosen, catalog.gpu("h200"))
+    gather = 4 * (32768 + 128 + tokens) * 512 * 2 + tokens * 4 * 640
+    keys, experts = 132 * 1_310_720, tokens * 6 * (4096 + 4096) * 2
+    assert (kept.low, kept.bytes) == (max(gather, keys), experts) == (189_267_968, 768 * mib)
+    a_token = 2 * 4 * 4096 * 2 + 2 * 4096 * 2 + 2 * 64 * 512 * 2 + 2 * 1536 * 2 + 10_240 + 64 * 128
+    assert layer.bytes == tokens * a_token + 512 * mib + 2 * tokens * 512 * 4 == 2400 * mib
+    assert layer.low == layer.bytes - 512 * mib and layer.high == layer.bytes + 256 * mib
+    peak = activation_peak(architecture, chosen, catalog.gpu("h200"))
+    assert peak.low < peak.bytes < peak.high and peak.bytes == kept.bytes + layer.bytes + 52 * mib
+    assert profiled(architecture, rows, chosen, catalog.gpu("b200"))[0].bytes == gather
+    assert index_buffers(rows, chosen) == 2 * tokens * 1024 * 4 == 64 * mib
+    assert index_buffers(rows, replace(chosen, max_model_len=1048576)) == 512 * mib
 
 
 # -- what is refused -------------------------------------------------------------------------------

@@ -30,10 +30,15 @@ _KIND = "hyper-connections"
 
 @dataclass(frozen=True)
 class Compressed:
-    """``ratios``: tokens of a compressed row in each layer, 0 where there is none. ``groups``: of the output."""
+    """``ratios``: tokens of a compressed row in each layer, 0 where there is none. ``groups``: of the output.
+    ``streams``: of the residual. ``top_k``: rows that an indexer chooses; ``index_width``: of all its heads."""
 
     ratios: tuple[int, ...]
     groups: int
+    streams: int
+    query_rank: int
+    top_k: int
+    index_width: int
 
     def layers(self, *ratios: int) -> tuple[int, ...]:
         """The layers with one of ``ratios``."""
@@ -54,7 +59,10 @@ def compressed(read: Reader, layers: int) -> Compressed:
             raise UsageError(f"config: {key}: vLLM's kernels have {only} alone, got {read.count(key)}")
     if read.number("vision_n_layers", 0):
         raise UsageError("config: vision_n_layers: DeepSeek V4 with a vision tower is not supported yet")
-    return Compressed(ratios, read.count("o_groups"))
+    return Compressed(
+        ratios, read.count("o_groups"), read.count("hc_mult", largest=1024), read.count("q_lora_rank"),
+        read.count("index_topk"), read.count("index_n_heads") * _INDEX_HEAD,
+    )  # fmt: skip
 
 
 def rotary_shapes(read: Reader, found: Compressed, scaled: int) -> tuple[tuple[int, int], ...]:
@@ -102,7 +110,7 @@ def _streams(ratio: int) -> int:
 
 def compressed_parts(read: Reader, hidden: int, heads: int, found: Compressed) -> Iterator[Component]:
     """The tensors of attention, of the residual's streams, and what chooses experts beside the router."""
-    rank, out_rank, kind = read.count("q_lora_rank"), read.count("o_lora_rank"), "attention"
+    rank, out_rank, kind = found.query_rank, read.count("o_lora_rank"), "attention"
     out = found.groups * out_rank
     inner = heads * _HEAD // found.groups
     for name, shape, split in (
@@ -115,8 +123,8 @@ def compressed_parts(read: Reader, hidden: int, heads: int, found: Compressed) -
     yield Component("attn_sink", (heads,), "column", kind=kind, dtype="float32", step=_SINKS)
     for ratio in (INDEXED, DEEP):
         yield from _of(found.layers(ratio), _compressor(f"compressor (1:{ratio}).", ratio, _HEAD, hidden))
-    yield from _of(found.layers(INDEXED), _indexer(read, hidden, rank))
-    yield from _streams_of_residual(read, hidden)
+    yield from _of(found.layers(INDEXED), _indexer(found.index_width, hidden, rank))
+    yield from _streams_of_residual(found.streams, hidden)
     yield from _choice_of_experts(read, len(found.ratios))
 
 
@@ -132,15 +140,13 @@ def _compressor(prefix: str, ratio: int, dim: int, hidden: int) -> Iterator[Comp
     yield Component(f"{prefix}norm.weight", (dim,), "replicated", kind="compressor")
 
 
-def _indexer(read: Reader, hidden: int, rank: int) -> Iterator[Component]:
-    heads, kind = read.count("index_n_heads"), "indexer"
-    yield Component("indexer.wq_b.weight", (heads * _INDEX_HEAD, rank), "replicated", quantizable=True, kind=kind)
-    yield Component("indexer.weights_proj.weight", (heads, hidden), "replicated", kind=kind)
+def _indexer(width: int, hidden: int, rank: int) -> Iterator[Component]:
+    yield Component("indexer.wq_b.weight", (width, rank), "replicated", quantizable=True, kind="indexer")
+    yield Component("indexer.weights_proj.weight", (width // _INDEX_HEAD, hidden), "replicated", kind="indexer")
     yield from _compressor("indexer.compressor.", INDEXED, _INDEX_HEAD, hidden)
 
 
-def _streams_of_residual(read: Reader, hidden: int) -> Iterator[Component]:
-    streams = read.count("hc_mult", largest=1024)
+def _streams_of_residual(streams: int, hidden: int) -> Iterator[Component]:
     mixed = (2 + streams) * streams
     for where in ("attn", "ffn"):
         for name, shape in (("fn", (mixed, streams * hidden)), ("base", (mixed,)), ("scale", (3,))):

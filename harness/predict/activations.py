@@ -46,8 +46,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from harness.architecture import Architecture, padded_vocab
+from harness.architecture.compressed import Compressed
 from harness.catalog import Gpu
 from harness.ledger import Term
+from harness.predict.compressed_profile import profiled
 from harness.predict.encoder import encoder
 from harness.predict.estimate import Estimate
 from harness.predict.refitted import refitted
@@ -80,6 +82,8 @@ _V2_BELOW, _V2_ABOVE = 0.15, 0.35
 def activation_peak(architecture: Architecture, settings: Settings, gpu: Gpu, stage: int = 0) -> Estimate:
     """Bytes that the profile run's peak lies above what stays, on one rank of ``stage``."""
     last = stage == settings.pipeline_parallel_size - 1
+    if architecture.compressed is not None:
+        return _compressed_peak(architecture, architecture.compressed, settings, gpu, stage)
     layers = max(_layers_path(architecture, settings), _drafting(architecture, settings))
     low_sampler, sampler, high_sampler = _sampler_path(architecture, settings, gpu) if last else (0, 0, 0)
     c = _constant(settings)
@@ -104,6 +108,26 @@ def activation_peak(architecture: Architecture, settings: Settings, gpu: Gpu, st
     return Estimate(
         max(peak + base + c.bytes, 0), max(low, 0), max(high, 0),
         f"{which} path of the profile run, Model Runner {settings.model_runner.upper()} "
+        f"(T={settings.max_num_batched_tokens}, S={settings.max_num_seqs}){c.source}",
+    )  # fmt: skip
+
+
+def _compressed_peak(
+    architecture: Architecture, rows: Compressed, settings: Settings, gpu: Gpu, stage: int
+) -> Estimate:
+    """DeepSeek V4's: see compressed_profile.py."""
+    kept, layer = profiled(architecture, rows, settings, gpu)
+    last = stage == settings.pipeline_parallel_size - 1
+    sampler = _sampler_path(architecture, settings, gpu) if last else (0, 0, 0)
+    handed, c = rows.streams * _handed(architecture, settings, stage), _constant(settings)
+    low, likely, high = (
+        max(getattr(layer, end), logits) + getattr(kept, end) + handed + getattr(c, end)
+        for end, logits in zip(("low", "bytes", "high"), sampler, strict=True)
+    )
+    room = round(_V2_ABOVE * likely) if settings.draft else 0  # the drafter's own pass is not read
+    return Estimate(
+        likely, round(low * (1 - _V2_BELOW)), high + room,
+        f"{layer.source}; {kept.source}; Model Runner {settings.model_runner.upper()} "
         f"(T={settings.max_num_batched_tokens}, S={settings.max_num_seqs}){c.source}",
     )  # fmt: skip
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from harness.architecture import Architecture
 from harness.predict.activations import hidden_states, profiled_rows, sampler_state
+from harness.predict.compressed_profile import index_buffers
 from harness.predict.estimate import Estimate
 from harness.predict.settings import Settings
 from harness.units import GIB
@@ -52,8 +53,10 @@ def warm_up(architecture: Architecture, settings: Settings) -> int:
 
 
 def uncounted_state(architecture: Architecture, settings: Settings) -> int:
-    """Bytes of Model Runner V2's sampling state where the profile does not count it (before 0.27)."""
-    return 0 if settings.defaults.v2_state_counted else sampler_state(architecture, settings)
+    """Bytes of Model Runner V2's sampling state where the profile does not count it (before 0.27), and of what a
+    backend makes with the pool."""
+    rows = index_buffers(architecture.compressed, settings) if architecture.compressed else 0
+    return rows + (0 if settings.defaults.v2_state_counted else sampler_state(architecture, settings))
 
 
 def prompt_logprobs(architecture: Architecture, settings: Settings, prompt_tokens: int) -> Estimate:
