@@ -53,6 +53,9 @@ def obstacle(mode: Mode, scenario: Scenario, prediction: Account) -> str | None:
         return "each request of such a model brings audio, which bench has none of"
     if scenario.load.adapters:
         return "the load asks for LoRA adapters, and there are none to serve"
+    asked = scenario.engine.speculative_config
+    if asked is not None and isinstance(asked.model, dict):
+        return "the drafter is a config: there are no weights of it"
     if mode is Mode.MEASURED and scenario.engine.entrypoint != "server":
         return "engine.entrypoint: what is measured is a server"
     try:

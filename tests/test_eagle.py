@@ -122,6 +122,14 @@ def test_another_models_drafter_is_refused(name: str, model: str, words: str):
         settings(scenario("eagle3", name, model=model))
 
 
+def test_a_drafter_may_be_a_config():
+    config = {**catalog.drafter_config(EAGLE3), "draft_vocab_size": 64_000}
+    named, inline = (predict(scenario(name=n)).ledger.bytes_of(Term.WEIGHTS) for n in (EAGLE3, json.dumps(config)))
+    assert inline - named == 32_000 * (4096 * 2 + 8)
+    small = predict(scenario("draft_model", json.dumps(catalog.model_config("llama-3.2-1b"))))
+    assert small.kv.bytes_per_token == predict(scenario("draft_model", "llama-3.2-1b")).kv.bytes_per_token
+
+
 def test_a_class_that_is_not_known_is_refused():
     config = {**catalog.drafter_config(EAGLE3), "architectures": ["Eagle3DeepseekV2ForCausalLM"]}
     with pytest.raises(UsageError, match=r"a drafter of \['Eagle3DeepseekV2ForCausalLM'\] is not modelled"):

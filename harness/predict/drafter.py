@@ -5,7 +5,9 @@ Source: ``SpeculativeConfig`` (vllm/config/speculative.py), 0.32.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from harness import catalog
 from harness.architecture import Architecture, from_config, mtp
@@ -14,7 +16,6 @@ from harness.architecture.reader import Reader
 from harness.errors import UsageError
 from harness.predict.quantization import Quantization, own_quantization, resolve
 from harness.scenario import Scenario
-from harness.scenario.speculative import Speculative
 
 _STRETCHED_SINCE = (0, 27)  # an EAGLE drafter's positions, to max_model_len: the 0.26.0 and 0.27.0 wheels
 
@@ -35,23 +36,27 @@ class Draft:
 
 def draft(scenario: Scenario, target: Architecture, tp: int, max_model_len: int) -> Draft | None:
     """What is loaded beside ``target``. Raises UsageError where vLLM would refuse it, or it is not known."""
-    asked, config = scenario.engine.speculative_config, scenario.config()
+    asked, config, version = scenario.engine.speculative_config, scenario.config(), scenario.engine.vllm
     if asked is None or not asked.drafts:
         return None
     if asked.model is None:
         layers = mtp(config)
         _check_steps(asked.num_speculative_tokens, sum(bool(caches) for caches in layers.kv_layers))
         return Draft(layers, resolve(scenario.weights, config, layers, scenario.model_folder), 1, "the MTP layers'")
-    found = _eagle(asked, asked.model, target, max_model_len, scenario.engine.vllm) if asked.takes_states else (
-        _model(asked.model, target)
-    )
+    if asked.takes_states:
+        found = _eagle(_config(asked.model, catalog.drafter_config), asked.proposer, target, max_model_len, version)
+    else:
+        found = _model(_config(asked.model, catalog.model_config), target)
     found.architecture.check_split(tp)
     return found
 
 
-def _model(name: str, target: Architecture) -> Draft:
+def _config(model: str | dict[str, Any], named: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    return named(model) if isinstance(model, str) else model
+
+
+def _model(config: dict[str, Any], target: Architecture) -> Draft:
     """Source: ``verify_equal_vocab_size_if_draft_model``."""
-    config = catalog.model_config(name)
     own = from_config(config)
     if own.vocab != target.vocab:
         raise UsageError(
@@ -61,12 +66,11 @@ def _model(name: str, target: Architecture) -> Draft:
     return Draft(own, own_quantization(config, own))
 
 
-def _eagle(asked: Speculative, name: str, target: Architecture, max_model_len: int, version: str) -> Draft:
+def _eagle(config: dict[str, Any], method: str, target: Architecture, max_model_len: int, version: str) -> Draft:
     """Source: ``_maybe_override_draft_max_position_embeddings``."""
-    config = catalog.drafter_config(name)
     positions = max_model_len if catalog.version_key(version) >= _STRETCHED_SINCE else 0
-    own = eagle(config, asked.proposer, target, positions)
-    takes = auxiliary(Reader(config, {})) if asked.proposer == "eagle3" else 1
+    own = eagle(config, method, target, positions)
+    takes = auxiliary(Reader(config, {})) if method == "eagle3" else 1
     return Draft(own, own_quantization(config, own), takes, "the EAGLE drafter's")
 
 

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PrivateAttr, Tag
 
 from harness.files import read_plain
 from harness.units import parse_bytes
@@ -24,6 +24,17 @@ def _bytes(value: Any) -> int:
 
 Size = Annotated[int, BeforeValidator(_bytes, json_schema_input_type=str | int)]
 Tokens = Annotated[int, Field(ge=1, le=10_000_000)]
+
+
+
+def _model_tag(value: Any) -> str:
+    return "config" if isinstance(value, dict) else "name"
+
+
+NameOrConfig = Annotated[
+    Annotated[str, Field(min_length=1, max_length=500), Tag("name")] | Annotated[dict[str, Any], Tag("config")],
+    Discriminator(_model_tag),
+]
 
 Fault = tuple[tuple[str, ...], str]  # path, text
 

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Field
 
 from harness import catalog
 from harness.architecture.folder import read_config
@@ -16,15 +16,11 @@ from harness.scenario.calibration import Calibration
 from harness.scenario.device import Gpu
 from harness.scenario.engine import Engine
 from harness.scenario.expect import Expect
-from harness.scenario.fields import Part
+from harness.scenario.fields import NameOrConfig, Part
 from harness.scenario.load import Load
 from harness.scenario.slo import Slo
 from harness.scenario.training import Training
 from harness.scenario.weights import Weights
-
-
-def _model_tag(value: Any) -> str:
-    return "config" if isinstance(value, dict) else "name"
 
 
 class Scenario(Part):
@@ -35,10 +31,9 @@ class Scenario(Part):
     )
     kind: Literal["serve", "finetune"] = Field("serve", description="serve: a vLLM server; finetune: a training step")
     question: Annotated[str, Field(max_length=2000)] = ""
-    model: Annotated[
-        Annotated[str, Field(min_length=1, max_length=500), Tag("name")] | Annotated[dict[str, Any], Tag("config")],
-        Discriminator(_model_tag),
-    ] = Field(description="a catalogue name (`bench models`), a folder with config.json, or the config itself")
+    model: NameOrConfig = Field(
+        description="a catalogue name (`bench models`), a folder with config.json, or the config itself"
+    )
     weights: Weights = Field(Weights(), description="such as {format: fp8}")
     gpu: Gpu | None = Field(None, description="such as {name: h100-sxm-80gb, count: 1}")
     device: Literal["cpu"] | None = Field(None, description="cpu: this computer, instead of a gpu")

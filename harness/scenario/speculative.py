@@ -9,7 +9,7 @@ from pydantic import Field
 
 from harness import catalog
 from harness.errors import UsageError, nearest
-from harness.scenario.fields import Fault, Part
+from harness.scenario.fields import Fault, NameOrConfig, Part
 
 if TYPE_CHECKING:
     from harness.scenario.scenario import Scenario
@@ -32,8 +32,10 @@ class Speculative(Part):
         "model's own layers for further tokens; eagle, eagle3: a layer that is fed with its hidden states (dflash and "
         "others: not yet)",
     )
-    model: Annotated[str, Field(min_length=1, max_length=500)] | None = Field(
-        None, description="the draft model: a catalogue name (`bench models`); of eagle and eagle3 a known drafter"
+    model: NameOrConfig | None = Field(
+        None,
+        description="the draft model: a catalogue name (`bench models`), of eagle and eagle3 a known drafter; or its "
+        "config, inline",
     )
     num_speculative_tokens: Annotated[int, Field(ge=1, le=1024)]
 
@@ -66,12 +68,14 @@ def speculative_faults(s: Scenario) -> Iterator[Fault]:
         yield (*key, "model"), "missing: the draft model (or say method: ngram or mtp)"
     if asked.proposer == "ngram" and s.engine.async_scheduling:
         yield (*key, "method"), "vLLM schedules ngram synchronously: not beside engine.async_scheduling"
-    if asked.model is not None and asked.proposer in ("eagle", "eagle3"):
+    if not isinstance(asked.model, str):
+        pass
+    elif asked.proposer in ("eagle", "eagle3"):
         try:
             catalog.drafter_config(asked.model)
         except UsageError as error:
             yield (*key, "model"), str(error)
-    elif asked.model is not None and not catalog.knows_model(asked.model):
+    elif not catalog.knows_model(asked.model):
         yield (*key, "model"), f"unknown model{nearest(asked.model, catalog.model_names())} (`bench models` lists them)"
     if asked.drafts:
         yield from _drafter_faults(s, asked, (*key, "model" if asked.model else "method"))
