@@ -261,6 +261,10 @@ def test_the_report_of_a_recorded_series(tmp_path: Path) -> None:
     page = report(folders[0], "html")[1]
     assert page.count("<svg ") == 1 and all(f">{term}</text>" in page for term in ("runtime at init", "total"))
     assert page == report(folders[1], "html")[1]
+    cut = folders[2].rename(f"{folders[2]}.partial")
+    shown = " ".join(report(folders[0], "text")[1].split())
+    assert "2 of 3 repeats" in shown and "completed, but bench was killed at its end" in shown
+    folders[2] = cut.rename(folders[2])
     (folders[2] / "scenario.yaml").write_text("name: 7")
     shown = " ".join(report(folders[0], "text")[1].split())
     assert "2 of 3 repeats" in shown and "Repeat 3 was not counted" in shown and "can't be read" in shown

@@ -44,8 +44,8 @@ class Repeat:
         if self.reading is None:
             return "can't be read"
         outcome = self.reading.record.outcome
-        cut = self.path.suffix == store.PARTIAL and outcome == "completed"
-        return "killed after its load" if cut else OUTCOMES.get(outcome, outcome)
+        cut = self.path.suffix == store.PARTIAL and outcome not in ("interrupted", "not_recorded")
+        return OUTCOMES.get(outcome, outcome) + (", but bench was killed at its end" if cut else "")
 
     @property
     def reason(self) -> str:
