@@ -119,7 +119,7 @@ def _terms(rows: Sequence[TermSpread]) -> Table | None:
                       size(told.median), between, _numbers(r.outside)))  # fmt: skip
         phase = r.phase
     heads = ("phase", "term", f"predicted {unit}", "low – high", "median", "least – greatest", "outside")
-    return Table(heads, tuple(shown), frozenset({0, 1}))
+    return Table(heads, tuple(shown), frozenset({0, 1}), droppable=3)
 
 
 def _figures(rows: Sequence[FigureSpread], rehearsed: bool) -> Table:
