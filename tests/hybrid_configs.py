@@ -83,6 +83,29 @@ M3_TOWER = {
     "img_token_compression_config": {"spatial_merge_size": 2, "temporal_patch_size": 2},
 }  # fmt: skip
 
+# Kimi K3: every fourth layer and the last are attention; in the small tower heads are wider than the blocks too.
+K3_TEXT = {
+    **SMALL, **LATENT, "architectures": ["KimiLinearForCausalLM"], "model_type": "kimi_linear", "num_hidden_layers": 6,
+    "q_lora_rank": 24, "mla_use_nope": True, "mla_use_output_gate": True, "num_attention_heads": 4,
+    "num_key_value_heads": 4, "num_experts": 8, "num_experts_per_token": 2, "moe_intermediate_size": 512,
+    "routed_expert_hidden_size": 32, "latent_moe_use_norm": True, "num_shared_experts": 2, "first_k_dense_replace": 1,
+    "moe_layer_freq": 1, "moe_router_activation_func": "sigmoid", "moe_renormalize": True, "use_grouped_topk": True,
+    "num_expert_group": 1, "topk_group": 1, "routed_scaling_factor": 1.0, "attn_res_block_size": 4,
+    "hidden_act": "situ", "activation_situ_beta": 4.0, "activation_situ_linear_beta": 25.0,
+    "num_nextn_predict_layers": 0, "max_position_embeddings": 4096,
+    "linear_attn_config": {
+        "kda_layers": [1, 2, 3, 5], "full_attn_layers": [4, 6], "num_heads": 16, "head_dim": 128,
+        "short_conv_kernel_size": 4, "use_full_rank_gate": True, "gate_lower_bound": -5.0,
+    },
+}  # fmt: skip
+K3_TOWER = {
+    "vt_hidden_size": 48, "vt_intermediate_size": 100, "vt_num_attention_heads": 4, "vt_num_hidden_layers": 3,
+    "qkv_hidden_size": 64, "patch_size": 14, "merge_kernel_size": [2, 2], "init_pos_emb_height": 8,
+    "init_pos_emb_width": 8, "init_pos_emb_time": 4, "norm_type": "rmsnorm", "attn_bias": False, "linear_bias": False,
+    "patch_embed_proj_bias": False, "mlp_type": "mlp2", "mm_projector_type": "patchmergerv2", "mm_hidden_size": 48,
+    "text_hidden_size": 64, "projector_ln_eps": 1e-5,
+}  # fmt: skip
+
 
 def _config(name: str, kind: str, **own: Any) -> dict[str, Any]:
     return {**SMALL, "architectures": [name], "model_type": kind, **own}
@@ -184,6 +207,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "architectures": ["MiniMaxM3SparseForConditionalGeneration"], "model_type": "minimax_m3_vl",
         "torch_dtype": "bfloat16", "projector_hidden_size": 40, "text_config": M3_TEXT, "vision_config": M3_TOWER,
     },
+    "kimi-k3": K3_TEXT,
     "deepseek-v3.2": _config("DeepseekV32ForCausalLM", "deepseek_v32", **LATENT, **ROUTED, **INDEXER),
     "glm-5": _config("GlmMoeDsaForCausalLM", "glm_moe_dsa", **LATENT, **ROUTED, **INDEXER),
     "glm-5.2": _config(
@@ -196,5 +220,5 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 # Of these one of the two has no class of its own any more, or none that reads this config (Step's text: see
 # tests/test_vision.py, with the tower around it).
-NOT_IN_TRANSFORMERS = ("nemotron-nas", "step-3.5")
+NOT_IN_TRANSFORMERS = ("nemotron-nas", "step-3.5", "kimi-k3")
 NOT_IN_VLLM = ("bamba", "minimax-m1", "glm-4.7-flash")

@@ -150,6 +150,7 @@ def test_published_quantization_configs_are_read(name: str) -> None:
 LAYERS = {
     "nvidia--Kimi-K2.7-Code-NVFP4": {"experts.w13": [("nvfp4", 60)], "experts.w2": [("nvfp4", 60)]},
     "moonshotai--Kimi-K2.5": {"experts.w13": [("int4-g32", 60)], "experts.w2": [("int4-g32", 60)]},
+    "moonshotai--Kimi-K3": {"experts.w13": [("mxfp4-pack", 92)], "experts.w2": [("mxfp4-pack", 92)]},
     "nvidia--Qwen3.5-122B-A10B-NVFP4": {"experts.w13": [("nvfp4", 48)], "experts.w2": [("nvfp4", 48)]},
     "nvidia--Qwen3.6-35B-A3B-NVFP4": {
         "qkv_proj.weight": [("fp8-tensor", 10)], "o_proj.weight": [("fp8-tensor", 10)],

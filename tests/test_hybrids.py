@@ -8,9 +8,13 @@ from typing import Any
 
 import pytest
 
+from harness import catalog
 from harness.architecture import FULL, STATE, KvLayer, State, from_config
+from harness.architecture.mixers import DECODED
 from harness.errors import UsageError
 from harness.predict import kv_cache
+from harness.predict.activations import activation_peak
+from harness.predict.inventory import inventory
 from harness.predict.settings import settings
 from harness.scenario import parse_scenario
 from harness.units import GIB
@@ -204,3 +208,61 @@ def test_what_is_refused_of_minimax_m3():
     assert resolved(model, 8192, "kv_cache_dtype: nvfp4", "{name: b200}")[1].block_size == 128
     with pytest.raises(UsageError, match=r"block_size: .* takes multiples of 128"):
         resolved(model, 8192, "block_size: 64")
+
+
+def test_kimi_k3_is_the_published_checkpoint():
+    """Its safetensors headers hold 2,779,931,837,184 elements, of them 447,358,976 of the tower and its projector, in
+    1,560,860,324,864 bytes (https://huggingface.co/api/models/moonshotai/Kimi-K3?expand[]=safetensors, 2026-09-19)."""
+    biases, padded = 92 * 896, 69 * 32  # no parameters elsewhere; A_log is stored as wide as a head
+    architecture = from_config(catalog.model_config("kimi-k3"))
+    assert architecture.parameters == 2_779_931_837_184 - biases - padded
+    assert architecture.active_parameters == 105_363_937_536 - padded
+    tower = [c for c in architecture.components if c.place in ("tower", "projector") and c.counted]
+    assert sum(c.elements * c.times for c in tower) == 447_358_976
+    made = inventory(catalog.model_config("kimi-k3"))
+    copies = sum(p.bytes for p in made.parts if p.name in ("W_UK_T, W_UV", DECODED))
+    assert made.bytes - copies == 1_560_860_324_864 - 4 * padded - 2 * 69 * 128  # norms of states are float32 there
+
+
+def test_a_state_of_kimi_k3_by_hand():
+    architecture, chosen = resolved("kimi-k3", 8192, "tensor_parallel_size: 8", "{name: h200, count: 8}")
+    state = 3 * 3 * 12_288 // 8 * 2 + 12 * 128 * 128 * 4
+    assert kv_cache.bytes_per_token(architecture, chosen) == 24 * 576 * 2
+    assert next(k.state for k in architecture.kv_kinds if k.state).bytes_on_rank(8, 2, 4) == state
+    assert chosen.block_size == 768  # the fewest 128s of tokens whose 1,152 bytes hold a state
+    assert "kda" in chosen.state_checkpoints
+    _, older = resolved("kimi-k3", 8192, "tensor_parallel_size: 8", "{name: a100-sxm-80gb, count: 8}")
+    assert older.state_checkpoints == ("mamba2",)
+
+
+@pytest.mark.parametrize(
+    ("where", "changes", "said"),
+    [
+        ("text_config", {"mla_use_nope": False}, "mla_use_nope=False is not supported yet"),
+        ("vision_config", {"norm_type": "layernorm"}, "vision_config.norm_type: expected rmsnorm, got 'layernorm'"),
+    ],
+)
+def test_another_kimi_k3_is_one_line(where: str, changes: dict[str, object], said: str):
+    config = catalog.model_config("kimi-k3")
+    with pytest.raises(UsageError) as caught:
+        from_config({**config, where: {**config[where], **changes}})
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_blocks_that_kimi_k3_chooses_from_lie_in_the_layers_path():
+    """Eight blocks of 12 layers, one row of hidden states each; on two stages four and eight."""
+    gpu = catalog.gpu("h200")
+    config = catalog.model_config("kimi-k3")
+    plain = {**config, "text_config": {**config["text_config"], "attn_res_block_size": None}}
+    row = 8192 * 7168 * 2
+    for stages, blocks in ((1, [8]), (2, [4, 8])):
+        engine = (
+            f"tensor_parallel_size: 8, pipeline_parallel_size: {stages}, max_num_batched_tokens: 8192, "
+            "max_num_seqs: 8, language_model_only: true"
+        )
+        machine = f"{{name: h200, count: {8 * stages}}}"
+        with_blocks, without = (resolved(json.dumps(c), 8192, engine, machine) for c in (config, plain))
+        for stage, count in enumerate(blocks):
+            found, bare = (activation_peak(a, s, gpu, stage).bytes for a, s in (with_blocks, without))
+            handed = 3 * stage  # four outputs in place of one sum
+            assert found - bare == (count + handed) * row

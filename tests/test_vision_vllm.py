@@ -8,6 +8,7 @@ from inspect import signature
 from typing import Any
 
 import pytest
+from hybrid_configs import K3_TEXT, K3_TOWER
 from test_vision import CASES, EXPERTS, GEMMA4, IDS, LLAMA4, TEXT, config_of
 from vllm_oracle import Vllm, build, vllm_on_meta
 
@@ -22,6 +23,7 @@ GEMMA = {**TEXT, "model_type": "gemma4_text", "head_dim": 16, "global_head_dim":
 TESTED = [c for c in CASES if c[2]] + [
     ("Llama4ForConditionalGeneration", "llama4", SCOUT, LLAMA4, {}),
     ("Gemma4ForConditionalGeneration", "gemma4", GEMMA, GEMMA4, {}),
+    ("KimiK3ForConditionalGeneration", "kimi_k3", K3_TEXT, K3_TOWER, {"tie_word_embeddings": False}),
 ]
 
 
@@ -86,6 +88,17 @@ def test_minimax_m3s_largest_image_and_video_are_vllms(vllm: Vllm):
         assert {kind: item.largest(length).tokens for kind, item in items.items()} == theirs
 
 
+def test_kimi_k3s_largest_image_is_vllms():
+    pytest.importorskip("vllm")
+    from vllm.models.kimi_k3.common.mm_preprocess import KimiK3ProcessingInfo, navit_resize_image
+
+    limits = (14, 2, 65_536, 512, None)  # of its published preprocessor_config.json
+    size = KimiK3ProcessingInfo.get_max_image_size(*limits)
+    item = images.kimi_k3(Reader({"patch_size": 14}, {}), Reader({}, {}))["image"]
+    assert item.tokens == navit_resize_image(size.width, size.height, *limits)["num_tokens"]
+    assert images.kimi_k3(Reader({"patch_size": 16}, {}), Reader({}, {})) == {}
+
+
 def ours(config: dict[str, Any], tp: int, mode: str) -> Counter[tuple[int, ...]]:
     vision, parts = multimodal.tower(config, config["text_config"]["hidden_size"])
     shapes: Counter[tuple[int, ...]] = Counter()
@@ -96,7 +109,7 @@ def ours(config: dict[str, Any], tp: int, mode: str) -> Counter[tuple[int, ...]]
 
 
 @pytest.mark.parametrize(("tp", "mode"), [(1, "weights"), (2, "weights"), (2, "data")])
-@pytest.mark.parametrize("case", TESTED, ids=[*IDS[: len(TESTED) - 2], "Llama4", "Gemma4"])
+@pytest.mark.parametrize("case", TESTED, ids=[*IDS[: len(TESTED) - 3], "Llama4", "Gemma4", "KimiK3"])
 def test_a_tower_has_the_tensors_of_vllms_own_class(vllm: Vllm, case: Any, tp: int, mode: str):
     config = config_of(case)
     config["text_config"] = {**config["text_config"], "max_position_embeddings": 4096}

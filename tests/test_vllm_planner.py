@@ -17,6 +17,7 @@ import pytest
 
 from harness import catalog
 from harness.architecture import CHUNKED, FULL, INDEXER, MLA, SLIDING, STATE, KvLayer, State, from_config, text_config
+from harness.architecture.mixers import DECODED
 from harness.catalog import engine_defaults
 from harness.errors import UsageError
 from harness.predict import kv_cache
@@ -122,7 +123,7 @@ def test_every_kind_of_layer_plans_as_in_vllm(vllm: Vllm, model: str):
 
 
 # Decoders of published models whose wrapper is another class's.
-DECODERS = ("step-3.7-flash",)
+DECODERS = ("step-3.7-flash", "kimi-k3")
 
 
 @pytest.mark.parametrize("model", DECODERS)
@@ -148,12 +149,13 @@ def test_a_rank_holds_what_vllms_own_class_makes(vllm: Vllm, name: str, tp: int)
     if refusals:
         assert refusals[0] == refusals[1]
         return
-    # W_UK_T and W_UV are made when weights have been loaded.
-    parts = [c for c in architecture.components if c.held and c.name != "W_UK_T, W_UV"]
+    # W_UK_T and W_UV are made when weights have been loaded, the other copy on a GPU alone.
+    parts = [c for c in architecture.components if c.held and c.name not in ("W_UK_T, W_UV", DECODED)]
     held = sum(prod(c.on_rank(tp)) * architecture.copies(c) for c in parts)
     assert held == sum(p.numel() for p in built[0].parameters())
 
 
+_BIAS = ("router_bias", "e_score_correction_bias")
 PUBLISHED = {
     **catalog.model_config("nvidia/Llama-3_3-Nemotron-Super-49B-v1"),
     "auto_map": CONFIGS["nemotron-nas"]["auto_map"],
@@ -163,7 +165,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("config", [*(CONFIGS[name] for name in NOT_IN_TRANSFORMERS), PUBLISHED])
 def test_what_transformers_lacks_counts_as_in_vllm(vllm: Vllm, config: dict[str, Any]):
     model, _ = build(vllm, config, max_model_len=512)
-    counted = {n: p for n, p in model.named_parameters() if not n.endswith("router_bias")}  # no parameter elsewhere
+    counted = {n: p for n, p in model.named_parameters() if not n.endswith(_BIAS)}  # no parameter elsewhere
     assert from_config(config).parameters == sum(p.numel() for p in counted.values())
 
 

@@ -166,6 +166,7 @@ def as_on_a_gpu(patched: pytest.MonkeyPatch) -> None:
     # What computes is not needed, only what describes its cache.
     patched.setattr(sparse, "get_impl_cls", staticmethod(lambda: lambda *_, **__: MagicMock(dcp_world_size=1)))
     patched.setattr(torch.cuda, "Stream", MagicMock)
+    patched.setattr(torch.cuda, "Event", MagicMock)
     patched.setattr(kimi, "maybe_init_gemm_rs_ar", lambda *_, **__: None)  # a kernel's workspace
     patched.setattr(config, "current_platform", Gpu())  # experts without a gate
     # No kernel of a CPU has the activations of some experts: any kernel has their tensors.
@@ -247,6 +248,9 @@ def layer_specs(own: Any, block_size: int, tp: int = 1) -> Specs:
         n: m for n, m in layers.items()
         if hasattr(m, "get_kv_cache_spec") and not getattr(m, "kv_sharing_target_layer_name", None)
     }  # fmt: skip
+    for layer in kept.values():  # what a Hopper or Blackwell takes where a CPU takes Triton's
+        if getattr(layer, "gate_lower_bound", None) is not None and layer.head_dim == 128:
+            layer.kda_prefill_backend = "flashkda"
     own.cache_config.block_size = block_size
     own.parallel_config.tensor_parallel_size = tp
     if own.model_config.is_hybrid:

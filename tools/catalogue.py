@@ -62,6 +62,7 @@ KEPT = [
     "share_expert_dim", "moe_layers_enum", "use_head_wise_attn_gate", "attention_other_setting",
     "partial_rotary_factors", "max_seq_len", "compress_ratios", "o_groups", "o_lora_rank", "num_hash_layers",
     "hc_mult", "expert_dtype", "dense_intermediate_size", "sparse_attention_config", "num_mtp_modules",
+    "mla_use_nope", "mla_use_output_gate", "attn_res_block_size", "routed_expert_hidden_size", "latent_moe_use_norm",
 ]  # fmt: skip
 # Of a vision_config, and beside the two configs of a multimodal model.
 KEPT_OF_VISION = [
@@ -73,7 +74,8 @@ KEPT_OF_VISION = [
     "default_output_length", "standardize", "use_clipped_linears", "vt_hidden_size", "vt_intermediate_size",
     "vt_num_attention_heads", "vt_num_hidden_layers", "init_pos_emb_height", "init_pos_emb_width", "merge_kernel_size",
     "width", "layers", "heads", "ls_init_value", "use_cls_token", "use_ln_pre", "use_ln_post", "use_abs_posemb",
-    "img_token_compression_config", "patch_merge_bias",
+    "img_token_compression_config", "patch_merge_bias", "qkv_hidden_size", "norm_type", "attn_bias", "linear_bias",
+    "patch_embed_proj_bias", "mlp_type", "mm_projector_type",
 ]  # fmt: skip
 KEPT_BESIDE = [
     "vision_feature_layer", "vision_feature_select_strategy", "image_grid_pinpoints", "multimodal_projector_bias",
@@ -95,13 +97,7 @@ KEPT_OF_QUANTIZATION = (
 # Of a quantization_config: lists of modules, of which those are kept that name a part of ours.
 MODULES = ("modules_to_not_convert", "ignore", "quantized_layers")
 # Of these classes transformers has none; tests/test_vllm_planner.py counts them in vLLM's.
-NOT_IN_TRANSFORMERS = ("DeciLMForCausalLM",)
-# Published models that are not predicted, and why. Told by their name.
-REFUSED = {
-    "KimiK3ForConditionalGeneration": (
-        "Kimi K3's residual attention, latent experts and gated latent attention are not modelled yet"
-    ),
-}
+NOT_IN_TRANSFORMERS = ("DeciLMForCausalLM", "KimiK3ForConditionalGeneration")
 # Classes in copies that another project has put into words of its own: what is published has another class.
 RETOLD = ("MiniMaxM3ForCausalLM", "Step3p7FlashForCausalLM")
 UNSAID_OF_EXPERTS = (
@@ -214,8 +210,8 @@ def add(data: dict[str, Any], path: Path) -> None:
     models, source = data["models"], f"https://huggingface.co/{name}/blob/main/config.json"
     if "text_config" in config and "vision_config" not in config and name in models:
         config["vision_config"] = models[name]["config"]["vision_config"]  # a copy that leaves the tower out
-    reason = REFUSED.get(config["architectures"][0])
-    if reason is None and re.search("FP8|FP4", name) and not of_config(config):
+    reason = None
+    if re.search("FP8|FP4", name) and not of_config(config):
         if of_config(models.get(name, {}).get("config", {})):  # from a fuller copy
             return
         reason = UNSAID

@@ -18,7 +18,7 @@ class Component:
     ``place``: "layer", "first", "last" or "every" (pipeline stage), "tower" or "projector" (see vision.py, where
     it is in ``times`` equal blocks). ``layers``: which layers have it; None: all of them. ``kind``: what it is, for
     reading. ``least``: the width of a gated expert that ranks which divide it have at least. ``step``: a rank's share
-    of a column or row split is rounded up to whole steps of so many. ``dtype``: None for the model's.
+    of a column, row or heads split is rounded up to whole steps of so many. ``dtype``: None for the model's.
     ``root``: what a checkpoint puts before its layer's number, where that is no decoder's.
     ``counted``: whether transformers counts it as a parameter; ``held``: whether vLLM makes it.
     """
@@ -63,7 +63,7 @@ class Component:
         if self.split == "vocab":
             return (padded_vocab(first) // tp, *rest)
         if self.split == "heads":
-            return (sum(heads_on_rank(count, tp) * width for count, width in self.units), *rest)
+            return (self._stepped(sum(heads_on_rank(count, tp) * width for count, width in self.units)), *rest)
         return (first, *rest)
 
     def _stepped(self, width: int) -> int:

@@ -1,6 +1,6 @@
 """Parts that one family alone has, in addition to attention, MLP, experts and norms.
 
-Source: gemma4.py and gemma3n.py of vllm/model_executor/models, 0.32.
+Source: gemma4.py and gemma3n.py of vllm/model_executor/models, nvidia/model.py of vllm/models/kimi_k3, 0.32.
 """
 
 from __future__ import annotations
@@ -62,4 +62,20 @@ def gemma3n(read: Reader, hidden: int, layers: int) -> Iterator[Component]:
     yield from _norms(hidden, "post_laurel_norm", "altup.router_norm", "altup.correct_output_scale")
 
 
-EXTRAS: dict[str, Callable[[Reader, int, int], Iterator[Component]]] = {"gemma3n": gemma3n, "gemma4": gemma4}
+def attention_residuals(read: Reader, hidden: int, layers: int) -> Iterator[Component]:
+    """What chooses among the outputs of earlier blocks of layers: before attention, before the MLP and at the end."""
+    if not residual_block(read):
+        return
+    for name, place in (("self_attention_res", "layer"), ("mlp_res", "layer"), ("output_attn_res", "last")):
+        yield Component(f"{name}_norm.weight", (hidden,), "replicated", place)
+        yield Component(f"{name}_proj.weight", (1, hidden), "replicated", place, kind=KIND)
+
+
+def residual_block(read: Reader) -> int:
+    """Layers of a block whose output later ones may choose; 0: a plain sum of all layers."""
+    return read.count("attn_res_block_size", default=0)
+
+
+EXTRAS: dict[str, Callable[[Reader, int, int], Iterator[Component]]] = {
+    "gemma3n": gemma3n, "gemma4": gemma4, "attention_residuals": attention_residuals,
+}  # fmt: skip

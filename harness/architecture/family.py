@@ -33,6 +33,7 @@ class Experts:
     switch: str | None = None  # the config key that switches experts on
     least: int = 0  # the width that ranks which divide an expert have at least
     latent: str | None = None  # width of what the experts take in and give out, where it is not the hidden size
+    latent_norm: str | None = None  # the config key that switches a norm of what they give out on
 
 
 @dataclass(frozen=True)

@@ -69,10 +69,12 @@ HYBRIDS: dict[str, Family] = {
     "MiniMaxText01ForCausalLM": _MINIMAX_FLAGS,
     "MiniMaxM1ForCausalLM": _MINIMAX_FLAGS,
     "KimiLinearForCausalLM": Family(
-        mla=True, rotary=None, scheme="kda", mixer="kda",
+        mla=True, rotary=None, scheme="kda", mixer="kda", extras="attention_residuals",
+        must_be=(("mla_use_nope", True),),
         experts=Experts(
             used="num_experts_per_token", shared_count="num_shared_experts", first_dense="first_k_dense_replace",
-            every="moe_layer_freq", correction_bias=True, least=256,
+            every="moe_layer_freq", correction_bias=True, least=256, latent="routed_expert_hidden_size",
+            latent_norm="latent_moe_use_norm",
         ),
     ),
     "DeciLMForCausalLM": Family(

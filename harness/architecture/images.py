@@ -145,6 +145,19 @@ def kimi_k25(vision: Reader, outer: Reader) -> dict[str, Item]:
     return {"vision_chunk": _image(side**2, patches * 3 * patch**2, patches)}
 
 
+# The most tokens that a padded image of in_patch_limit (65,536) patches of 14 pixels becomes (``get_max_image_size``,
+# vllm/models/kimi_k3/common/mm_preprocess.py, 0.32): a strip of 67 by 251.
+_K3_TOKENS, _K3_PATCH = 67 * 251, 14
+
+
+def kimi_k3(vision: Reader, outer: Reader) -> dict[str, Item]:
+    """Kimi K3: the image that padding makes the most of."""
+    if vision.count("patch_size") != _K3_PATCH:
+        return {}
+    patches = 4 * _K3_TOKENS
+    return {"image": _image(_K3_TOKENS, patches * 3 * _K3_PATCH**2, patches)}
+
+
 # Step3VLImageProcessor and ImagePatcher (vllm/transformers_utils/processors/step3_vl.py, 0.32): the largest image, the
 # picture of the whole and a crop, each with the tokens that it becomes.
 _STEP_SIDE, _STEP_WHOLE, _STEP_CROP = 3024, (728, 169), (504, 81)

@@ -15,6 +15,9 @@ from harness.errors import UsageError
 
 Parts = tuple[list[Component], State]
 KIND = "state"
+# The convolution as the kernel that decodes wants it, and for which layers there is such a kernel
+# (``resolve_kda_decode_backend``, vllm/models/kimi_k3/nvidia/kda.py, 0.32).
+DECODED, _DECODED_DIM, _DECODED_KERNEL = "decode_conv1d_weight", 128, 4
 
 
 def _linear(
@@ -106,15 +109,29 @@ def gated_delta_net(read: Reader, hidden: int) -> Parts:
 
 
 def kimi_delta_attention(read: Reader, hidden: int) -> Parts:
-    """Kimi delta attention (gdn/kimi_gdn_linear_attn.py): a gate of low rank, or of full rank in K3."""
+    """Kimi delta attention (gdn/kimi_gdn_linear_attn.py): a gate of low rank; of full rank in K3, and all inputs fused.
+
+    K3's (vllm/models/kimi_k3/nvidia/kda.py) is padded to whole rows of a kernel, and its kernel for single tokens, on a
+    GPU, keeps the convolution a second time.
+    """
     own = read.inner("linear_attn_config")
     heads, dim, kernel = own.count("num_heads"), own.count("head_dim"), own.count("short_conv_kernel_size", default=4)
     inner = (heads, dim)
     full = own.flag("use_full_rank_gate", False)
+    if full:
+        fused = ((inner,) * 4 + ((1, dim), (heads, 1)))
+        shape = (sum(count * width for count, width in fused), hidden)
+        inputs = [
+            Component("in_proj_qkvgfab.weight", shape, "heads", quantizable=True, kind=KIND, units=fused, step=16)
+        ]
+    else:
+        inputs = [
+            *_linear("in_proj_qkv", (inner,) * 3, hidden),
+            *_linear("b_proj", ((heads, 1),), hidden),
+            Component("f_a_proj.weight", (dim, hidden), "replicated", quantizable=True, kind=KIND),
+        ]
     parts = [
-        *_linear("in_proj_qkv", (inner,) * (4 if full else 3), hidden),
-        *_linear("b_proj", ((heads, 1),), hidden),
-        Component("f_a_proj.weight", (dim, hidden), "replicated", quantizable=True, kind=KIND),
+        *inputs,
         *_linear("f_b_proj", (inner,), dim),
         Component("conv1d.weight", (3 * heads * dim, kernel), "heads", kind=KIND, units=(inner,) * 3, dtype="float32"),
         _vector("A", ((heads, 1),), "float32"), _vector("dt_bias", (inner,), "float32"),
@@ -124,6 +141,11 @@ def kimi_delta_attention(read: Reader, hidden: int) -> Parts:
     if not full:
         parts.append(Component("g_a_proj.weight", (dim, hidden), "replicated", quantizable=True, kind=KIND))
         parts += _linear("g_b_proj", (inner,), dim)
+    elif dim == _DECODED_DIM and kernel == _DECODED_KERNEL:
+        copy = Component(
+            DECODED, (3 * heads * dim, kernel), "heads", kind=KIND, units=(inner,) * 3, dtype="float32", counted=False
+        )  # fmt: skip
+        parts.append(copy)
     bounded = own.config.get("gate_lower_bound") is not None and dim == 128  # as FlashKDA wants it
     conv, recurrent = (kernel - 1) * 3 * heads * dim, heads * dim * dim
     return parts, State(conv, recurrent, recurrent_dtype="float32", kernel="kda" if bounded else None)

@@ -10,6 +10,7 @@ from harness.architecture import multimodal
 from harness.architecture.component import Component, heads_on_rank, padded_vocab
 from harness.architecture.compressed import Compressed, compressed, compressed_caches, rotary_shapes
 from harness.architecture.cross import cross_cache
+from harness.architecture.extras import residual_block
 from harness.architecture.families import FAMILIES
 from harness.architecture.family import Family
 from harness.architecture.indexer import INDEXERS
@@ -36,6 +37,7 @@ class Architecture:
     ``max_model_len`` is vLLM's derived limit in tokens, ``intermediate`` the width of the dense MLP. ``rotary_shapes``:
     (positions, dims) of each cos/sin cache that vLLM keeps, in float32 where ``rotary_float32`` says so.
     ``encoder_tokens``: positions of an encoder that each request attends to, as many whatever it holds; 0: none.
+    ``residual_block``: layers of a block whose output later layers may choose again; 0: each adds to one sum.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Architecture:
     components: tuple[Component, ...]
     tower: multimodal.Tower | None = None
     encoder_tokens: int = 0
+    residual_block: int = 0
     source: str = CLOSED
 
     @property
@@ -222,6 +225,7 @@ def from_config(config: dict[str, Any]) -> Architecture:
         rotary_shapes=rotary, rotary_float32=family.rotary_float32, mla=mla, compressed=rows, mixture=mixture,
         layout=plan, kv_layers=_kv_layers(family, read, size), components=tuple(components(family, read, size)),
         encoder_tokens=read.count(family.cross) if family.cross else 0,
+        residual_block=residual_block(read) if family.extras == "attention_residuals" else 0,
     )  # fmt: skip
 
 
@@ -338,7 +342,7 @@ def _head_dim(read: Reader, hidden: int, heads: int) -> int:
 def _mla(read: Reader) -> Mla:
     return Mla(
         read.count("q_lora_rank", default=0) or None, read.count("kv_lora_rank"), read.count("qk_nope_head_dim"),
-        read.count("qk_rope_head_dim"), read.count("v_head_dim"),
+        read.count("qk_rope_head_dim"), read.count("v_head_dim"), read.flag("mla_use_output_gate", False),
     )  # fmt: skip
 
 

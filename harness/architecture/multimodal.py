@@ -124,6 +124,10 @@ WRAPPERS: dict[str, Wrapper] = {
         "DeepseekV3ForCausalLM", vision.kimi_k25, defaults="kimi_k25_vision", modalities=("vision_chunk",), data=True,
         falls_back=True, items=images.kimi_k25,
     ),
+    "KimiK3ForConditionalGeneration": Wrapper(
+        "KimiLinearForCausalLM", vision.kimi_k3, defaults="kimi_k3_vision", data=True, falls_back=True,
+        items=images.kimi_k3,
+    ),
     "MiniMaxM3SparseForConditionalGeneration": Wrapper(
         "MiniMaxM3SparseForCausalLM", vision.minimax_m3, defaults="minimax_m3_vl_vision", modalities=("image", "video"),
         data=True, items=images.minimax_m3,
@@ -184,6 +188,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "kimi_k25_vision": {
         "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
+        "patch_size": 14, "pos_emb_height": 64, "pos_emb_width": 64, "merge_kernel_size": (2, 2),
+    },
+    "kimi_k3_vision": {
+        "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 27, "num_attention_heads": 12,
         "patch_size": 14, "pos_emb_height": 64, "pos_emb_width": 64, "merge_kernel_size": (2, 2),
     },
     "minimax_m3_vl_vision": {

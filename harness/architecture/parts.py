@@ -22,13 +22,17 @@ from harness.architecture.reader import Reader
 
 @dataclass(frozen=True)
 class Mla:
-    """Multi-head latent attention: ranks and head dims; ``q_rank`` None: the query is not compressed."""
+    """Multi-head latent attention: ranks and head dims; ``q_rank`` None: the query is not compressed.
+
+    ``gate``: of the output, one weight for each element of it (Kimi K3).
+    """
 
     q_rank: int | None
     kv_rank: int
     nope: int
     rope: int
     value: int
+    gate: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,8 +162,15 @@ def _latent_attention(size: Sizes, mla: Mla) -> Iterator[Component]:
     if mla.q_rank is None:
         yield from linear("q_proj", query, size.hidden, "column", False, "attention")
         yield from linear("kv_a_proj", down, size.hidden, "replicated", False, "attention")
+        if mla.gate:
+            yield from linear("g_proj", size.heads * mla.value, size.hidden, "column", False, "attention")
     else:
-        yield from linear("qkv_a_proj", mla.q_rank + down, size.hidden, "replicated", False, "attention")
+        if mla.gate:  # one matrix with what all ranks have whole (vllm/models/kimi_k3/nvidia/mla.py)
+            units = ((1, mla.q_rank), (1, down), (size.heads, mla.value))
+            shape = (_elements(units), size.hidden)
+            yield Component("qkv_a_g_proj.weight", shape, "heads", quantizable=True, kind="attention", units=units)
+        else:
+            yield from linear("qkv_a_proj", mla.q_rank + down, size.hidden, "replicated", False, "attention")
         yield Component("q_a_norm.weight", (mla.q_rank,), "replicated")
         yield from linear("q_b_proj", query, mla.q_rank, "column", False, "attention")
     yield Component("kv_a_norm.weight", (mla.kv_rank,), "replicated")
@@ -186,7 +197,8 @@ def _feed_forward(family: Family, read: Reader, size: Sizes) -> Iterator[Compone
         if experts.shared_gate:
             gate = Component("shared_expert_gate.weight", (1, size.hidden), "replicated", kind="router")
             yield from _of(mixture.layers, size, [gate])
-    yield from _of(mixture.layers, size, _routed(experts, mixture, size.hidden))
+    normed = experts.latent_norm is not None and read.flag(experts.latent_norm, False)
+    yield from _of(mixture.layers, size, _routed(experts, mixture, size.hidden, normed))
 
 
 def _mlp(gated: bool, prefix: str, width: int, hidden: int, bias: bool, step: int = 1) -> Iterator[Component]:
@@ -196,7 +208,7 @@ def _mlp(gated: bool, prefix: str, width: int, hidden: int, bias: bool, step: in
     yield from linear(prefix + "down_proj", hidden, width, "row", bias, kind, step)
 
 
-def _routed(experts: Experts, mixture: Mixture, hidden: int) -> Iterator[Component]:
+def _routed(experts: Experts, mixture: Mixture, hidden: int, normed: bool) -> Iterator[Component]:
     n, width, taken = mixture.count, mixture.width, mixture.taken
     router = "float32" if experts.router_float32 else None
     yield Component("router.weight", (n, hidden), "replicated", kind="router", dtype=router)
@@ -209,6 +221,8 @@ def _routed(experts: Experts, mixture: Mixture, hidden: int) -> Iterator[Compone
     if taken != hidden:
         yield from linear("fc1_latent_proj", taken, hidden, "replicated", False, "shared experts")
         yield from linear("fc2_latent_proj", hidden, taken, "replicated", False, "shared experts")
+        if normed:
+            yield Component("latent_norm.weight", (taken,), "replicated")
     first = 2 * width if mixture.gated else width
     for name, shape, split in (
         ("w13", (n, first, taken), "expert_column"),

@@ -279,6 +279,33 @@ def kimi_k25(vision: Reader, hidden: int, outer: Reader) -> towers.Parts:
     yield from towers.linear("mm_projector.linear_2", hidden, merged, "replicated")
 
 
+def kimi_k3(vision: Reader, hidden: int, outer: Reader) -> towers.Parts:
+    """Kimi K3: K2.5's tower with heads wider than its blocks, norms without a mean; no bias but where it says so."""
+    for key, value in (("norm_type", "rmsnorm"), ("mlp_type", "mlp2"), ("mm_projector_type", "patchmergerv2")):
+        if vision.config.get(key, value) != value:
+            raise UsageError(f"config: {vision.within}{key}: expected {value}, got {show(vision.config[key])}")
+    width, inner = vision.count("hidden_size"), vision.count("intermediate_size")
+    depth, (rows, columns) = vision.count("num_hidden_layers"), _pair(vision, "merge_kernel_size")
+    merged, looking = rows * columns * width, vision.count("qkv_hidden_size", default=1536)
+    bias, name = vision.flag("attn_bias", False), "vision_tower.encoder.blocks"
+    yield from _square_patches(
+        "vision_tower.patch_embed.proj", vision, width, bias=vision.flag("patch_embed_proj_bias", False)
+    )
+    height, across = vision.count("pos_emb_height"), vision.count("pos_emb_width")
+    yield towers.part("vision_tower.patch_embed.pos_emb.weight", (height, across, width))
+    yield from towers.linear(f"{name}.attn.qkv", 3 * looking, width, "column", bias, depth)
+    yield from towers.linear(f"{name}.attn.proj", width, looking, "row", bias, depth)
+    mlp_bias = vision.flag("linear_bias", False)
+    yield from towers.linear(f"{name}.mlp.fc1", inner, width, "column", mlp_bias, depth)
+    yield from towers.linear(f"{name}.mlp.fc2", width, inner, "row", mlp_bias, depth)
+    for which in ("norm1", "norm2"):
+        yield from towers.norm(f"{name}.{which}", width, False, depth)
+    yield from towers.norm("vision_tower.encoder.final_layernorm", width, False)
+    yield from towers.linear("mm_projector.linear_1", merged, merged, "replicated", False)
+    yield from towers.linear("mm_projector.linear_2", hidden, merged, "replicated", False)
+    yield from towers.norm("mm_projector.post_norm", hidden, False)
+
+
 def step3p7(vision: Reader, hidden: int, outer: Reader) -> towers.Parts:
     """Step 3.7's perception encoder: residuals are scaled, two convolutions halve the grid, then one matrix.
 

@@ -5,9 +5,12 @@ the dtype, tp ranks:
 
     layers  = 3*T*H*d + 3*T*(I/tp)*d + e + c        (2*T*(I/tp)*d where the MLP has no gate)
     sampler = T*H*d + S*V*b + M*V*4 + e + c
-    e       = T*k*(max(2*Ie/tp, H) + H)*d           (0 without experts; k of them a token, each Ie wide)
+    e       = T*k*(max(2*Ie/tp, He) + He)*d         (0 without experts; k of them a token, each Ie wide)
 
-- The layers' path holds hidden states, residual and normed input, and the MLP's gate, up and product.
+- The layers' path holds hidden states, residual and normed input, and the MLP's gate, up and product. Where later
+  layers choose among the outputs of blocks of layers (Kimi K3, vllm/models/kimi_k3/nvidia/model.py, 0.32), those lie
+  there too, T*H*d each.
+- He: what an expert takes in, H but for latent experts.
 - b, Model Runner V1: the logits (d), their float32 copy, the probabilities and the exponential noise (4
   each), so 12 + d (vllm/v1/sample, 0.19: sampler.py, ops/topk_topp_sampler.py). M = min(S, multiprocessors)
   rows are the buffer of the Triton top-k kernel (ops/topk_topp_triton.py). FlashInfer, the default from 0.21 on,
@@ -84,7 +87,7 @@ def activation_peak(architecture: Architecture, settings: Settings, gpu: Gpu, st
     last = stage == settings.pipeline_parallel_size - 1
     if architecture.compressed is not None:
         return _compressed_peak(architecture, architecture.compressed, settings, gpu, stage)
-    layers = max(_layers_path(architecture, settings), _drafting(architecture, settings))
+    layers = max(_layers_path(architecture, settings, stage), _drafting(architecture, settings))
     low_sampler, sampler, high_sampler = _sampler_path(architecture, settings, gpu) if last else (0, 0, 0)
     c = _constant(settings)
     base = _handed(architecture, settings, stage) + experts_workspace(architecture, settings)
@@ -150,15 +153,23 @@ def _drafting(architecture: Architecture, settings: Settings) -> int:
 def _handed(architecture: Architecture, settings: Settings, stage: int) -> int:
     if settings.pipeline_parallel_size == 1:
         return 0
-    return (2 if stage else 3) * hidden_states(architecture, settings)
+    start = architecture.stage(stage, settings.pipeline_parallel_size).start
+    residual = max(1, _chosen_from(architecture, start))
+    return (1 + residual if stage else 3) * hidden_states(architecture, settings)
 
 
-def _layers_path(architecture: Architecture, settings: Settings) -> int:
+def _chosen_from(architecture: Architecture, layer: int) -> int:
+    """Outputs of blocks that ``layer`` may choose among."""
+    return -(-layer // architecture.residual_block) if architecture.residual_block else 0
+
+
+def _layers_path(architecture: Architecture, settings: Settings, stage: int = 0) -> int:
     tokens = settings.max_num_batched_tokens
     width = architecture.dense_width // settings.tensor_parallel_size
     mlp = (3 if architecture.gated else 2) * tokens * width * settings.dtype_bytes
     experts = 0 if settings.defaults.experts_workspace_kept else _experts_of_a_layer(architecture, settings)
-    return 3 * hidden_states(architecture, settings) + max(mlp, experts)
+    blocks = _chosen_from(architecture, architecture.stage(stage, settings.pipeline_parallel_size).stop)
+    return (3 + blocks) * hidden_states(architecture, settings) + max(mlp, experts)
 
 
 def _experts_of_a_layer(architecture: Architecture, settings: Settings) -> int:
@@ -166,8 +177,8 @@ def _experts_of_a_layer(architecture: Architecture, settings: Settings) -> int:
     mixture = architecture.mixture
     if mixture is None or settings.weight_format.only == "experts":
         return 0
-    one, hidden = mixture.width // settings.expert_split[0], architecture.hidden
-    row = 3 * one + hidden if settings.model_runner == "v0" else max(2 * one, hidden) + one
+    one, taken = mixture.width // settings.expert_split[0], mixture.taken
+    row = 3 * one + taken if settings.model_runner == "v0" else max(2 * one, taken) + one
     return settings.max_num_batched_tokens * mixture.used * row * settings.dtype_bytes
 
 
@@ -180,9 +191,9 @@ def experts_workspace(architecture: Architecture, settings: Settings) -> int:
     mixture, kept = architecture.mixture, settings.defaults.experts_workspace_kept
     if mixture is None or settings.weight_format.only == "experts" or not kept:
         return 0
-    width = max(2 * mixture.width // settings.expert_split[0], architecture.hidden)
+    width = max(2 * mixture.width // settings.expert_split[0], mixture.taken)
     rows = settings.max_num_batched_tokens * settings.data_parallel_size * mixture.used
-    return rows * (width + architecture.hidden) * settings.dtype_bytes
+    return rows * (width + mixture.taken) * settings.dtype_bytes
 
 
 def _constant(settings: Settings) -> Estimate:

@@ -126,13 +126,15 @@ def preferred_block_size(
 
 
 def checkpoint_kernels(defaults: EngineDefaults, capability: int | None) -> tuple[str, ...]:
-    """The kernels that leave a state behind during prefill: of a gated delta net FlashInfer's, from Hopper on.
+    """The kernels that leave a state behind during prefill: of a gated delta net FlashInfer's, of KDA FlashKDA, both
+    from Hopper on.
 
     Source: the ``get_kv_cache_spec`` of each layer, and ``_resolve_gdn_prefill_backend`` (mamba/gdn/
     qwen_gdn_linear_attn.py), of the 0.30 to 0.33 wheels; that of 0.33 is built for CUDA 13.
+    ``resolve_kda_prefill_backend`` (models/kimi_k3/nvidia/kda.py, 0.32).
     """
-    flashinfer = (capability or _HOPPER) in (_HOPPER, _BLACKWELL, _SMALL_BLACKWELL)
-    return tuple(k for k in defaults.state_checkpoints if flashinfer or k != "delta_net")
+    recent = (capability or _HOPPER) in (_HOPPER, _BLACKWELL, _SMALL_BLACKWELL)
+    return tuple(k for k in defaults.state_checkpoints if recent or k == "mamba2")
 
 
 def aligned(

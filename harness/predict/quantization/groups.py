@@ -12,6 +12,7 @@ from harness.predict.quantization.modules import Modules, globs, names_or_regexe
 from harness.predict.quantization.scheme import KEY, Scheme, names, one_of
 
 Rule = tuple[Modules, WeightFormat | None]
+_KIMI_K3 = "KimiK3ForConditionalGeneration"
 # quant_algo of ModelOpt -> the format (``LINEAR_ALGOS``, modelopt.py, 0.32).
 _ALGOS = {
     "FP8": "fp8-tensor", "FP8_PER_CHANNEL_PER_TOKEN": "fp8", "FP8_PB_WO": "fp8-block", "FP8_BLOCK_SCALES": "fp8-block",
@@ -23,7 +24,12 @@ _ALGOS = {
 
 
 def compressed_tensors(read: Reader, config: dict[str, Any]) -> Scheme:
-    """Source: ``CompressedTensorsConfig``, vllm/.../compressed_tensors/compressed_tensors.py, 0.32."""
+    """Source: ``CompressedTensorsConfig``, vllm/.../compressed_tensors/compressed_tensors.py, 0.32.
+
+    Of Kimi K3 vLLM reads the packed experts alone (``KimiK3ForConditionalGenerationConfig``, models/config.py).
+    """
+    if _KIMI_K3 in (config.get("architectures") or ()) and read.config.get("format") == "mxfp4-pack-quantized":
+        return Scheme("mxfp4", catalog.weight_format("mxfp4-pack"), only="experts")
     ignored = names(read, "ignore")
     rules: list[Rule] = [(names_or_regexes(ignored, f"{KEY}.ignore"), None)]
     default, patterns = None, list(ignored)
