@@ -73,6 +73,7 @@ def _data() -> dict[str, Any]:
     return data
 
 
+@cache
 def version_key(version: str) -> tuple[int, ...]:
     """``"0.32.1"`` -> (0, 32, 1), for comparing. Raises UsageError on anything else."""
     if not re.fullmatch(r"\d{1,6}(\.\d{1,6}){1,2}", version):

@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING
 import click
 
 from harness.errors import LoadfitError, MachineError, UsageError
-from harness.units import GIB
+from harness.units import GIB, MIB
 
 if TYPE_CHECKING:
     from harness.calibrate import Run
     from harness.scenario import Calibration
+
+# What the bytes of graphs grow with, by what they are alike in.
+_UNITS = {"experts": "sizes", "graphs": "layers x graphs", "layers": "layers"}
 
 
 @click.command()
@@ -90,18 +93,14 @@ def _yaml(found: Calibration) -> str:
 
 
 def _show(found: Calibration) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+    from harness.commands import tables
 
     runs = "1 run" if found.runs == 1 else f"{found.runs} runs"
     title = f"{found.device}, vLLM {found.vllm}, {runs}; GiB, errors: median, absolute"
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, title=title)
-    for n, head in enumerate(("term", "of", "constant", "runs", "error before", "after", "held out")):
-        table.add_column(head, justify="left" if n < 2 else "right")
+    table = tables.table(("term", "of", "constant"), ("runs", "error\nbefore", "after", "held\nout"), title=title)
     for row in _rows(found):
         table.add_row(*row)
-    Console(width=110, markup=False).print(table)
+    tables.show(table)
     if found.runs < 3:
         click.echo("Fewer than three runs: none can be held out, so nothing tells how far off a next one will be.")
     for what, why in found.not_refitted.items():
@@ -114,7 +113,7 @@ def _rows(found: Calibration) -> Iterator[tuple[str, ...]]:
     for c in found.constants:
         size = f"{c.bytes / GIB:.3f}"
         if c.bytes_per_unit:
-            each = f"{c.bytes_per_unit / GIB:.4f} x {'sizes' if c.of.startswith('experts') else 'layers'}"
+            each = f"{c.bytes_per_unit / MIB:.3f} MiB x {_UNITS[c.of.split(maxsplit=1)[0].rstrip(',')]}"
             size = f"{size} + {each}" if c.bytes else each
         yield WORDS[c.term], c.of, size, str(c.runs), *_errors(c.before, c.after, c.held_out)
     if found.pool:

@@ -37,25 +37,19 @@ def evidence(as_json: bool, markdown: bool) -> None:
 
 
 def _show(runs: list[Compared]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     from harness import evidence as proof
+    from harness.commands import tables
 
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, title="GiB; per cent of what was measured")
-    table.add_column("term")
-    table.add_column("rows")
-    for head in ("n", "MAE", "median", "p95", "worst", "bias", "median %", "p95 %", "worst %"):
-        table.add_column(head, justify="right")
+    figures = ("n", "MAE", "median", "p95", "worst", "bias", "median\n%", "p95\n%", "worst\n%")
+    table = tables.table(("term", "rows"), figures, title="GiB; per cent of what was measured")
     for term, name, e in proof.term_errors(runs):
         sizes = [f"{x / GIB:.3f}" for x in (e.mae, e.median, e.p95, e.worst)]
         shares = [f"{x:.2f}" for x in (e.median_percent, e.p95_percent, e.worst_percent)]
         table.add_row(term, name, str(e.runs), *sizes, f"{e.bias / GIB:+.3f}", *shares)
-    Console(width=110, markup=False).print(table)
+    tables.show(table)
     for name, key in (("GPU", lambda r: r.gpu), ("version", lambda r: ".".join(r.version.split(".")[:2]))):
         shown = ", ".join(f"{value} {e.median_percent:.2f} % ({e.runs})" for value, e in proof.by(runs, key))
-        click.echo(textwrap.fill(f"KV pool, median error by {name}: {shown}", 100, subsequent_indent="  "))
+        click.echo(textwrap.fill(f"KV pool, median error by {name}: {shown}", tables.WIDTH, subsequent_indent="  "))
     exact, known = proof.rates(runs)
     right, judged = proof.verdicts(runs)
     pools = sum(r.error("kv") is not None for r in runs)
@@ -67,4 +61,5 @@ def _show(runs: list[Compared]) -> None:
     for r in runs:
         if r.judged and r.verdict != r.reached:
             happened = r.reached or r.note or "refused"
-            click.echo(f"  wrong: {r.id} {r.label}: {r.verdict or 'refused'} predicted, {happened}")
+            line = f"  wrong: {r.id} {r.label}: {r.verdict or 'refused'} predicted, {happened}"
+            click.echo(textwrap.fill(line, tables.WIDTH, subsequent_indent="    "))

@@ -24,17 +24,11 @@ def gpus(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"schema": 1, "gpus": [asdict(g) for g in known]}, indent=1, default=str))
         return
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+    from harness.commands import tables
 
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for name in ("name", "as the driver calls it"):
-        table.add_column(name)
-    for name in ("NVML GiB", "CUDA GiB", "GB/s", "bf16 TFLOP/s"):
-        table.add_column(name, justify="right")
+    table = tables.table(("name", "as the driver calls it"), ("NVML GiB", "CUDA GiB", "GB/s", "bf16 TFLOP/s"))
     for g in known:
         bandwidth = "–" if g.bandwidth_bytes_per_s is None else f"{g.bandwidth_bytes_per_s / 1e9:,.0f}"
         flops = "–" if g.bf16_flops is None else f"{g.bf16_flops / 1e12:,.0f}"
         table.add_row(g.name, g.title, gib(g.memory_bytes), gib(g.cuda_total_bytes), bandwidth, flops)
-    Console(width=100, markup=False).print(table)
+    tables.show(table)

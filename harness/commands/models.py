@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,6 @@ from harness.architecture.folder import read_config
 from harness.errors import UsageError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from harness.predict.inventory import Inventory, Part
 
 SMALL_SHARE = 0.0005  # parts below are shown as one row
@@ -95,18 +94,24 @@ def _list(rows: list[tuple[str, Inventory]], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"schema": 1, "models": [_row(n, i) for n, i in rows]}, indent=1))
         return
-    table = _table("model", "parameters", "active", "layers", "heads", "KV heads", "KiB/token", "entry", left="cache")
+    from harness.commands import tables
+
+    table = tables.table(("model",), ("billions", "active", "KiB"))
+    for head in ("cache", "entry"):
+        table.add_column(head)
     for name, shown in rows:
         a = shown.architecture
         table.add_row(
-            name, f"{a.parameters / 1e9:.2f} B", f"{a.active_parameters / 1e9:.2f} B" if a.mixture else "",
-            str(a.layers), str(a.heads), str(a.kv_heads), f"{shown.kv_bytes_per_token / 1024:,.1f}",
-            catalog.model_facts(name)["checked"], kv_words(a),
+            name, f"{a.parameters / 1e9:.2f}", f"{a.active_parameters / 1e9:.2f}" if a.mixture else "",
+            f"{shown.kv_bytes_per_token / 1024:,.1f}", kv_words(a), catalog.model_facts(name)["checked"],
         )  # fmt: skip
-    _print(table)
-    click.echo(f"\n{len(rows)} of {len(catalog.model_names())} models; `bench models NAME` shows one. Entries are")
+    tables.show(table)
+    click.echo(
+        f"\n{len(rows)} of {len(catalog.model_names())} models; `bench models NAME` shows one. Billions of parameters, "
+        "of them active\nfor a token; KiB of KV cache that a token writes; the layers of the cache. Entries are"
+    )
     for checked in dict.fromkeys(catalog.model_facts(name)["checked"] for name, _ in rows):
-        click.echo(f"  {checked}: {catalog.CHECKED[checked]}")
+        click.echo(textwrap.fill(f"  {checked}: {catalog.CHECKED[checked]}", tables.WIDTH, subsequent_indent="    "))
 
 
 def _row(name: str, shown: Inventory) -> dict[str, Any]:
@@ -122,12 +127,13 @@ def _row(name: str, shown: Inventory) -> dict[str, Any]:
 
 
 def _show(title: str, shown: Inventory) -> None:
+    from harness.commands import tables
     from harness.predict.inventory import Part
 
     a = shown.architecture
     active = f", {a.active_parameters / 1e9:.2f} B of them for a token" if a.mixture else ""
     click.echo(f"{title} ({a.name}): {a.parameters:,} parameters{active}; weights {shown.quantization.name}\n")
-    table = _table("part", "of", "copies", "parameters", "MiB", "share")
+    table = tables.table(("part", "of"), ("copies", "parameters", "MiB", "share"))
     parts = sorted(shown.parts, key=lambda p: -p.bytes)
     small = [p for p in parts if p.bytes < SMALL_SHARE * shown.bytes]
     if len(small) < 3:  # no need to fold them
@@ -138,7 +144,7 @@ def _show(title: str, shown: Inventory) -> None:
         parameters, bytes_ = sum(p.parameters for p in small), sum(p.bytes for p in small)
         table.add_row(*_cells(Part(f"{len(small)} smaller", "", 0, parameters, bytes_), shown.bytes))
     table.add_row("all", "", "", f"{a.parameters:,}", f"{shown.bytes / 2**20:,.1f}", "100.0 %")
-    _print(table)
+    tables.show(table)
     state = f"; a request's states take {shown.state_bytes:,}" if shown.state_bytes else ""
     if shown.encoder_bytes:
         state += f"; a request's encoder leaves {shown.encoder_bytes:,} ({a.encoder_tokens:,} positions)"
@@ -152,22 +158,3 @@ def _show(title: str, shown: Inventory) -> None:
 def _cells(part: Part, whole: int) -> tuple[str, ...]:
     share = f"{100 * part.bytes / whole:.1f} %"
     return part.name, part.kind, str(part.copies or ""), f"{part.parameters:,}", f"{part.bytes / 2**20:,.1f}", share
-
-
-def _table(first: str, *heads: str, left: str | None = None) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column(first, no_wrap=True)
-    for head in heads:
-        table.add_column(head, justify="left" if head == "of" else "right")
-    if left:
-        table.add_column(left)
-    return table
-
-
-def _print(table: Table) -> None:
-    from rich.console import Console
-
-    Console(width=160, markup=False).print(table)

@@ -8,6 +8,7 @@ with the graphs; FlashAttention 3 keeps the parts of its whole graphs' outputs b
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 
 from harness.architecture import Architecture
@@ -66,10 +67,10 @@ class Graphs:
 
 def captured(architecture: Architecture, settings: Settings) -> Graphs:
     """The graphs of ``settings.capture_sizes``. Of an encoder and its decoder the decodes' alone are captured."""
-    query = settings.num_speculative_tokens + 1
-    whole = [n for n in settings.capture_sizes if query <= n <= settings.max_num_seqs * query]
-    pieces = 0 if architecture.encoder_tokens else len(settings.capture_sizes)
-    return Graphs(pieces, len(whole), max(whole, default=0))
+    sizes, query = settings.capture_sizes, settings.num_speculative_tokens + 1
+    first, end = bisect_left(sizes, query), bisect_right(sizes, settings.max_num_seqs * query)
+    pieces = 0 if architecture.encoder_tokens else len(sizes)
+    return Graphs(pieces, max(end - first, 0), sizes[end - 1] if first < end else 0)
 
 
 def cuda_graphs(architecture: Architecture, settings: Settings, gpu: Gpu, stage: int = 0) -> Estimate:
@@ -92,8 +93,9 @@ def graph_units(architecture: Architecture, settings: Settings, stage: int = 0) 
         return f"experts, {ranks(settings)}", len(settings.capture_sizes)
     tower = " beside a tower" if settings.sees else ""
     layers = len(architecture.stage(stage, settings.pipeline_parallel_size))
-    old = settings.defaults.graphs_gib_a_layer is not None
-    return f"graphs{tower}, {ranks(settings)}", layers * (1 if old else captured(architecture, settings).count)
+    if settings.defaults.graphs_gib_a_layer is not None:
+        return f"layers{tower}, {ranks(settings)}", layers
+    return f"graphs{tower}, {ranks(settings)}", layers * captured(architecture, settings).count
 
 
 def graphs_a_unit(settings: Settings) -> int:
