@@ -65,7 +65,8 @@ def test_the_table_shows_where_the_bytes_sit() -> None:
     assert lines[4].split() == ["experts.w13", "experts", "32", "30,064,771,072", "57,344.0", "64.4", "%"]
     assert lines[-3].startswith("KV cache: 32 full; one token writes 131,072 bytes (bfloat16)")
     listed = bench("models").out
-    assert "60 mla" in listed and "12 sliding 128 + 12 full" in listed
+    assert "60 mla" in listed and max(map(len, listed.splitlines())) <= 100
+    assert "12 sliding 128 + 12 full" in bench("models", "gpt-oss").out
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_words_choose_models(words: tuple[str, ...], some: str, none: str) -> No
 def test_the_list_says_how_many_and_what_its_entries_were_checked_against() -> None:
     lines = bench("models", "gpt-oss").out.splitlines()
     assert [line.split()[0] for line in lines[2:4]] == ["openai/gpt-oss-120b", "openai/gpt-oss-20b"]
-    assert lines[-2].startswith(f"2 of {len(catalog.model_names())} models; `bench models NAME` shows one.")
+    assert lines[-3].startswith(f"2 of {len(catalog.model_names())} models; `bench models NAME` shows one.")
     assert lines[-1] == f"  config: {catalog.CHECKED['config']}"
 
 
