@@ -24,7 +24,7 @@ from harness.cli import main
 from harness.ledger import Term
 from harness.predict import predict
 from harness.predict.simulated import step_time_of
-from harness.report.content import understand
+from harness.report.reading import understand
 from harness.scenario import Calibration, Scenario, calibrated, parse_scenario
 
 GIB = 2**30

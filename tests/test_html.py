@@ -18,7 +18,8 @@ from harness.errors import LoadfitError
 from harness.predict import predict
 from harness.report import html
 from harness.report.charts import CHARTS, memory
-from harness.report.content import Reading, build, understand
+from harness.report.content import build
+from harness.report.reading import Reading, understand
 from harness.scenario import load_scenario
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,7 +11,8 @@ import pytest
 
 from harness import store
 from harness.compare import check
-from harness.report.content import Reading, build, understand
+from harness.report.content import build
+from harness.report.reading import Reading, understand
 
 REFERENCE = Path(__file__).resolve().parent.parent / "results" / "reference"
 REHEARSAL, MEASURED = REFERENCE / "70b_8k_int4-rehearsal", REFERENCE / "smollm2_cpu-measured"

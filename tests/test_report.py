@@ -15,8 +15,9 @@ import harness
 from harness import store
 from harness.errors import RecordError
 from harness.report import markdown, text
-from harness.report.content import build, understand
+from harness.report.content import build
 from harness.report.document import document
+from harness.report.reading import understand
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "results" / "reference"

@@ -32,8 +32,7 @@ from harness.client import LONGEST_ANSWER, Client
 from harness.engines import attached, masks, vllm
 from harness.errors import MachineError, RecordError, ScenarioError, UsageError
 from harness.report import html, markdown, text
-from harness.report.content import Report, Section
-from harness.report.table import Table
+from harness.report.parts import Report, Section, Table
 from harness.sampler import METRICS, read_cache_config, read_metrics
 from harness.scenario import load_scenario, parse_scenario
 from harness.traffic import Request

@@ -81,7 +81,7 @@ def _rehearsed(result: Capacity, trial: Trial, out: Path) -> Rehearsed:
     from harness.commands.progress import watching
     from harness.predict import predict
     from harness.report.capacity import Rehearsed
-    from harness.report.content import understand
+    from harness.report.reading import understand
     from harness.run import execute
 
     tried = result.scenario.model_copy(update={"load": trial.load})

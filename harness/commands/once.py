@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from harness.engines.attached import Attached
     from harness.ledger import Account
-    from harness.report.content import Reading, Report
+    from harness.report.parts import Report
+    from harness.report.reading import Reading
     from harness.scenario import Scenario
     from harness.sessions import Session
 
@@ -56,7 +57,8 @@ def once(
 def conclude(folder: store.RunFolder, *, quiet: bool) -> tuple[int, Reading]:
     """Write what is computed from the folder into it, show the report, and tell the exit code."""
     from harness.report import markdown
-    from harness.report.content import build, understand
+    from harness.report.content import build
+    from harness.report.reading import understand
 
     reading = understand(store.read(folder.path))
     report = build(reading)

@@ -15,8 +15,8 @@ from harness.ledger import Account
 
 if TYPE_CHECKING:
     from harness.engines.attached import Attached
-    from harness.report.content import Reading
     from harness.report.found import Found
+    from harness.report.reading import Reading
     from harness.scenario import Scenario
 
 
@@ -113,7 +113,7 @@ def run(
 def _readings(found: Found | None) -> list[Reading]:
     if found is None:
         return []
-    from harness.report.content import Reading
+    from harness.report.reading import Reading
 
     return [found] if isinstance(found, Reading) else list(found.newest.values())
 

@@ -8,9 +8,10 @@ from typing import Any
 
 from harness.ledger import LoadFigures
 from harness.predict.capacity import Answer, Capacity, Trial, too_slow
-from harness.report.content import FIGURE_WORDS, Report, Section, picture, verdict
 from harness.report.latency import seconds
-from harness.report.table import Table
+from harness.report.parts import Report, Section, Table
+from harness.report.timeline import picture
+from harness.report.words import FIGURE_WORDS, verdict
 from harness.scenario import Slo
 from harness.simulate.timeline import Timeline
 

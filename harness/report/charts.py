@@ -15,8 +15,10 @@ from harness.ledger import ADDITIVE, TRAINING_STATED, Account, Term
 from harness.predict.overhead import cuda_total
 from harness.predict.settings import device_gpu
 from harness.report import bars
-from harness.report.content import Reading, points, term_words
 from harness.report.finetune import MOMENT_WORDS
+from harness.report.reading import Reading
+from harness.report.timeline import points
+from harness.report.words import term_words
 from harness.spread import TermSpread, spreads
 from harness.units import GIB, MIB
 

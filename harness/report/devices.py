@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from harness.device_ledger import baseline, device_samples
 from harness.ledger import Account, Phase, Term
 from harness.report import bars
-from harness.report.table import Table
+from harness.report.parts import Table
 from harness.units import MIB, gib, human
 
 if TYPE_CHECKING:

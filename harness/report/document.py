@@ -7,7 +7,7 @@ from typing import Any
 
 from harness.compare import check
 from harness.ledger import STATED, Account, Entry, RungName
-from harness.report.content import Reading
+from harness.report.reading import Reading
 
 SCHEMA = 1
 

@@ -21,13 +21,14 @@ from harness.predict.finetune.states import (
 )
 from harness.predict.finetune.step import BETWEEN, MOMENTS
 from harness.predict.finetune.ways import ways
-from harness.report.content import Report, Section, rungs_table, term_words, verdict
-from harness.report.table import Table
+from harness.report.compared import rungs_table
+from harness.report.parts import Report, Section, Table
+from harness.report.words import term_words, verdict
 from harness.scenario import Scenario, Training
 from harness.units import GIB, human
 
 if TYPE_CHECKING:
-    from harness.report.content import Reading
+    from harness.report.reading import Reading
 
 MOMENT_WORDS = {"between_steps": "between steps", "loss": "loss", "backward": "backward", "update": "update"}
 QUESTIONS = {"LOADS": "does what stays fit?", "STEPS": "does a step fit?"}

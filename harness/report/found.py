@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import store
-from harness.report import content, document, repeats, series
-from harness.report.content import Reading, Report
+from harness.report import content, document, reading, repeats, series
+from harness.report.parts import Report
+from harness.report.reading import Reading
 from harness.report.series import Series
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ Found = Reading | Series
 
 def read(folder: Path, *, alone: bool = False) -> Found:
     """The run in ``folder``; with the others of its series where it is a repeat, unless ``alone``."""
-    return (None if alone else series.of(folder)) or content.understand(store.read(folder))
+    return (None if alone else series.of(folder)) or reading.understand(store.read(folder))
 
 
 def report_of(found: Found) -> Report:

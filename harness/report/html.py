@@ -7,7 +7,8 @@ from typing import Any
 
 from harness.engines.log import printable
 from harness.report.charts import CHARTS
-from harness.report.content import Reading, Report
+from harness.report.parts import Report
+from harness.report.reading import Reading
 
 
 def render(report: Report, reading: Reading) -> str:

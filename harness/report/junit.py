@@ -6,7 +6,8 @@ from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
 from harness.compare import check
 from harness.engines.log import printable
-from harness.report.content import OUTCOMES, Reading
+from harness.report.reading import Reading
+from harness.report.words import OUTCOMES
 
 
 def suite(reading: Reading) -> TestSuite:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from harness.learn import Column, Finding, find
-from harness.report.content import Report, Section
-from harness.report.table import Table
+from harness.report.parts import Report, Section, Table
 from harness.units import human
 
 SCHEMA = 1

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 
 from harness.engines.log import printable
-from harness.report.content import Report, Section
-from harness.report.table import Table
+from harness.report.parts import Report, Section, Table
 
 # Characters that Markdown or HTML would act on; a name or a reason must come out as it is.
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#])")

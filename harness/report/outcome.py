@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from harness.compare import check
-from harness.report.content import Reading
+from harness.report.reading import Reading
 
 
 def is_result(reading: Reading) -> bool:

@@ -6,8 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from harness.ledger import Account
-from harness.report.content import Report, Section
-from harness.report.table import Table
+from harness.report.parts import Report, Section, Table
 from harness.scenario import Scenario
 from harness.simulate.paging import Use
 from harness.units import GIB, human

@@ -6,22 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from harness.compare import Comparison
 from harness.ledger import LATENCIES
-from harness.report.content import (
-    FIGURE_WORDS,
-    QUESTIONS,
-    Reading,
-    Report,
-    Section,
-    number,
-    ran,
-    setting,
-    sizes,
-    term_words,
-    verdict,
-)
 from harness.report.latency import SHOWN, WORDS, seconds
+from harness.report.parts import Report, Section, Table
+from harness.report.reading import Reading
+from harness.report.sentences import ran, setting
 from harness.report.series import Series
-from harness.report.table import Table
+from harness.report.words import FIGURE_WORDS, QUESTIONS, number, sizes, term_words, verdict
 from harness.scenario import Slo
 from harness.spread import FigureSpread, RungSpread, Spread, TermSpread
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from harness import store
 from harness.compare import Comparison, check
 from harness.errors import LoadfitError
-from harness.report.content import OUTCOMES, Reading, understand
 from harness.report.document import document as document_of
 from harness.report.outcome import is_result
+from harness.report.reading import Reading, understand
+from harness.report.words import OUTCOMES
 from harness.spread import Spreads, spreads
 from harness.store import series as stored
 

@@ -15,7 +15,7 @@ import pandas as pd
 from harness import store
 from harness.ledger import Account
 from harness.measure import PROCESS_COLUMNS, processes
-from harness.report.content import Reading, understand
+from harness.report.reading import Reading, understand
 
 
 @dataclass(frozen=True)

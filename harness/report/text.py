@@ -9,8 +9,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from harness.engines.log import printable
-from harness.report.content import Report, Section
-from harness.report.table import Table
+from harness.report.parts import Report, Section, Table
 
 WIDTH = 100
 _STYLES = {"yes": "green", "NO": "bold red", "equal": "green"}
