@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator
 from math import prod
 from typing import Any
@@ -17,6 +18,7 @@ from harness.errors import UsageError
 from harness.predict import kv_cache, predict, settings
 from harness.predict.encoder import encoder
 from harness.scenario import parse_scenario
+from harness.units import GIB
 from tools.catalogue import meta_parameters
 
 WHISPER = {
@@ -179,7 +181,18 @@ VOXTRAL = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("config", [QWEN2_AUDIO, VOXTRAL], ids=["qwen2-audio", "voxtral"])
+ASR_ENCODER = {
+    "d_model": 48, "encoder_layers": 3, "encoder_attention_heads": 3, "encoder_ffn_dim": 100, "output_dim": 64,
+    "downsample_hidden_size": 6, "n_window": 50, "num_mel_bins": 8,
+}  # fmt: skip
+QWEN3_ASR = {
+    "architectures": ["Qwen3ASRForConditionalGeneration"], "model_type": "qwen3_asr", "torch_dtype": "bfloat16",
+    "text_config": {**TEXT, "model_type": "qwen3", "head_dim": 16},
+    "audio_config": {**ASR_ENCODER, "model_type": "qwen3_asr_encoder"}, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("config", [QWEN2_AUDIO, VOXTRAL, QWEN3_ASR], ids=["qwen2-audio", "voxtral", "qwen3-asr"])
 def test_audio_models_count_as_in_transformers(config: dict[str, Any]):
     pytest.importorskip("transformers")
     a = from_config(config)
@@ -194,6 +207,51 @@ def test_a_rank_holds_what_vllms_qwen2_audio_makes(vllm: Vllm, tp: int):
         model, _ = build(vllm, QWEN2_AUDIO, max_model_len=512)
     held = sum(prod(c.on_rank(1 if c.place == "tower" else tp)) * a.copies(c) for c in a.components)
     assert held == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("tp", [1, 2, 3])
+def test_a_rank_holds_what_vllms_encoder_of_qwen3_asr_makes(vllm: Vllm, tp: int):
+    """Its heads split over as many ranks as divide them, else each rank has it whole."""
+    import torch
+    from vllm.config import set_current_vllm_config
+    from vllm.model_executor.models.qwen3_omni_moe_thinker import Qwen3OmniMoeAudioEncoder
+    from vllm.transformers_utils.configs.qwen3_asr import Qwen3ASRAudioEncoderConfig
+
+    own = vllm.configured(catalog.model_config("llama-3.2-1b"))
+    config = {**QWEN3_ASR["audio_config"], "encoder_ffn_dim": 102}
+    with as_one_of(tp), set_current_vllm_config(own), torch.device("meta"):
+        made = Qwen3OmniMoeAudioEncoder(Qwen3ASRAudioEncoderConfig(**{**config, "model_type": "x"}))
+    theirs = [*made.parameters(), *made.buffers()]
+    tower, parts = multimodal.tower({**QWEN3_ASR, "audio_config": config}, 64)
+    ranks = tower.ranks(tp, "weights")
+    assert ranks == (3 if tp == 3 else 1)
+    assert sum(prod(c.on_rank(ranks)) * c.times for c in parts) == sum(t.numel() for t in theirs)
+    assert {c.shape for c in parts if c.dtype == "float32"} == {tuple(b.shape) for b in made.buffers()}
+
+
+def test_a_thinker_config_is_opened():
+    inner = {k: QWEN3_ASR[k] for k in ("text_config", "audio_config", "tie_word_embeddings")}
+    nested = {"architectures": QWEN3_ASR["architectures"], "torch_dtype": "bfloat16", "thinker_config": inner}
+    assert from_config(nested) == from_config(QWEN3_ASR)
+
+
+def test_the_convolutions_of_qwen3_asr_decide_its_pass():
+    """https://github.com/QwenLM/Qwen3-ASR/issues/54: 21 items at a budget of 8,192, and 28.0 GiB left for KV."""
+    audio_config = {
+        "d_model": 1024, "encoder_layers": 24, "encoder_attention_heads": 16, "encoder_ffn_dim": 4096, "n_window": 50,
+        "output_dim": 2048, "downsample_hidden_size": 480, "num_mel_bins": 128,
+    }  # fmt: skip
+    config = {**QWEN3_ASR, "tie_word_embeddings": True, "audio_config": audio_config, "text_config": {
+        "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16,
+        "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151_936, "max_position_embeddings": 65_536,
+    }}  # fmt: skip
+    engine = "{vllm: '0.14.0', entrypoint: llm, gpu_memory_utilization: 0.8}"
+    found = predict(parse_scenario(f"name: a\nmodel: {json.dumps(config)}\ngpu: {{name: l40s}}\nengine: {engine}"))
+    (peak,) = [e for e in found.ledger.entries if e.term == "activation_peak"]
+    assert peak.source.startswith("tower: 21 x audio of 390 tokens")
+    assert peak.bytes == 2 * 2 * 500 * 480 * 64 * 50 + 21 * 2 * (390 * 2048 + 3000 * 128) + 52 * 2**20
+    (pool,) = [e for e in found.ledger.entries if e.term == "kv_available"]
+    assert pool.low < 28.0 * GIB < pool.high and pool.bytes == pytest.approx(28.0 * GIB, rel=0.03)
 
 
 @pytest.mark.parametrize("tp", [1, 2])
@@ -233,11 +291,14 @@ def test_how_much_audio_is_profiled():
 def test_vllm_counts_as_many_tokens_of_a_clip():
     torch = pytest.importorskip("torch")
     pytest.importorskip("vllm")
+    from vllm.model_executor.models import qwen3_asr
     from vllm.model_executor.models.qwen2_audio import _get_feat_extract_output_lengths
 
     _, tokens = _get_feat_extract_output_lengths(torch.tensor([3000]))
     ((_, item),) = from_config(QWEN2_AUDIO).tower.items
     assert item.tokens == int(tokens)
+    ((_, item),) = from_config(QWEN3_ASR).tower.items
+    assert item.tokens == item.patches == int(qwen3_asr._get_feat_extract_output_lengths(torch.tensor(3000)))
 
 
 def test_stages_of_an_encoder_that_are_not_known_are_refused():

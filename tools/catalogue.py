@@ -86,6 +86,7 @@ KEPT_BESIDE = [
 KEPT_OF_AUDIO = [
     "d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "decoder_layers",
     "decoder_attention_heads", "decoder_ffn_dim", "num_mel_bins", "max_source_positions", "max_target_positions",
+    "n_window", "output_dim", "downsample_hidden_size",
 ]  # fmt: skip
 # Of a quantization_config, what tells the format.
 KEPT_OF_QUANTIZATION = (

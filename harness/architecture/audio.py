@@ -89,6 +89,40 @@ def voxtral_clip(read: Reader, outer: Reader) -> dict[str, Item]:
     return {"audio": Item(1, 1, _VOXTRAL_SAMPLES, _VOXTRAL_POSITIONS, steps=10**9)}
 
 
+_CLIP = 3000  # frames of 10 ms in the longest clip that is profiled
+
+
+def qwen3_asr(read: Reader, hidden: int, outer: Reader) -> towers.Parts:
+    """Qwen3-ASR: three convolutions over chunks of the spectrogram, then blocks and two matrices that are not split."""
+    name, width, out = "audio_tower", read.count("d_model"), read.count("output_dim")
+    channels, bands = read.count("downsample_hidden_size"), read.count("num_mel_bins")
+    for conv, inputs in (("conv2d1", 1), ("conv2d2", channels), ("conv2d3", channels)):
+        yield towers.part(f"{name}.{conv}.weight", (channels, inputs, 3, 3))
+        yield towers.part(f"{name}.{conv}.bias", (channels,))
+    yield from towers.linear(f"{name}.conv_out", width, channels * _thrice_halved(bands), "replicated", bias=False)
+    positions = (read.count("max_source_positions", default=1500), width)
+    yield towers.part(f"{name}.positional_embedding", positions, dtype="float32", counted=False)
+    yield from towers.blocks(f"{name}.layers", read.count("encoder_layers"), width, read.count("encoder_ffn_dim"))
+    yield from towers.norm(f"{name}.ln_post", width)
+    yield from towers.linear(f"{name}.proj1", width, width, "replicated")
+    yield from towers.linear(f"{name}.proj2", out, width, "replicated")
+
+
+def qwen3_asr_clip(read: Reader, outer: Reader) -> dict[str, Item]:
+    """A clip of 30 s: 13 tokens for each second, and as many rows of each chunk as it has left."""
+    chunk, bands = 2 * read.count("n_window"), read.count("num_mel_bins")
+    chunks, tokens = -(-_CLIP // chunk), _CLIP // 100 * 13
+    one = read.count("downsample_hidden_size") * -(-bands // 2) * -(-chunk // 2)
+    front = (chunks * one, read.count("conv_chunksize", default=500) * one)
+    return {"audio": Item(tokens, tokens, _CLIP * bands, chunks * _thrice_halved(chunk), front=front)}
+
+
+def _thrice_halved(length: int) -> int:
+    for _ in range(3):
+        length = -(-length // 2)
+    return length
+
+
 def _as_whisper(read: Reader) -> Reader:
     names = {
         "d_model": "hidden_size", "encoder_layers": "num_hidden_layers", "encoder_ffn_dim": "intermediate_size",

@@ -16,10 +16,11 @@ from harness.errors import UsageError
 
 @dataclass(frozen=True)
 class Item:
-    """One image or video. ``tokens``: of the budget; ``rows``: embeddings that it becomes in the decoder.
+    """One image, video or clip. ``tokens``: of the budget; ``rows``: embeddings that it becomes in the decoder.
 
     ``elements``: its pixels as the tower takes them; ``patches``: rows inside the tower. ``steps``: how often a video
-    may repeat that, while it fits max_model_len.
+    may repeat that, while it fits max_model_len. ``front``: elements of what convolutions make of it before the blocks,
+    where that is much, and how many of those they make at once.
     """
 
     tokens: int
@@ -27,6 +28,7 @@ class Item:
     elements: int
     patches: int
     steps: int = 1
+    front: tuple[int, int] = (0, 0)
 
     def largest(self, max_model_len: int) -> Item:
         """The item with as many steps as fit ``max_model_len``, at least one."""

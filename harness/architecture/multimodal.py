@@ -116,6 +116,10 @@ WRAPPERS: dict[str, Wrapper] = {
         "Qwen2ForCausalLM", audio.qwen2_audio, "audio_config", "qwen2_audio_encoder", heads=None, modalities=("audio",),
         items=audio.qwen2_audio_clip,
     ),
+    "Qwen3ASRForConditionalGeneration": Wrapper(
+        "Qwen3ForCausalLM", audio.qwen3_asr, "audio_config", heads="encoder_attention_heads", modalities=("audio",),
+        falls_back=True, items=audio.qwen3_asr_clip,
+    ),
     "VoxtralForConditionalGeneration": Wrapper(
         (("llama", "LlamaForCausalLM"),), audio.voxtral, "audio_config", "voxtral_encoder", modalities=("audio",),
         staged=False, items=audio.voxtral_clip,
@@ -234,6 +238,7 @@ def text_config(config: dict[str, Any]) -> dict[str, Any]:
     row = wrapper(config)
     if row is None:
         return config
+    config = _opened(config)
     inner = config.get("text_config")
     if inner is None:
         inner = {k: v for k, v in config.items() if k not in _OF_OTHERS}
@@ -242,6 +247,12 @@ def text_config(config: dict[str, Any]) -> dict[str, Any]:
     shared = {k: config[k] for k in _SHARED if k in config and inner.get(k) is None}
     own = {k: v for k, v in inner.items() if k not in _OF_OTHERS}
     return {**_defaults(inner.get("model_type")), **own, **shared, "architectures": [_text_class(row, inner)]}
+
+
+def _opened(config: dict[str, Any]) -> dict[str, Any]:
+    """What a ``thinker_config`` holds, beside the rest."""
+    inner = config.get("thinker_config")
+    return {**config, **inner, "architectures": config["architectures"]} if isinstance(inner, dict) else config
 
 
 def _defaults(kind: object) -> dict[str, Any]:
@@ -263,6 +274,7 @@ def tower(config: dict[str, Any], hidden: int) -> tuple[Tower, tuple[Component, 
     """What the wrapper of ``config`` adds to a decoder that is ``hidden`` wide, and its parts."""
     row = wrapper(config)
     assert row is not None
+    config = _opened(config)
     if config.get("audio_config") is not None and row.within != "audio_config":
         raise UsageError(f"config: audio_config: the audio tower of {config['architectures'][0]} is not supported yet")
     inner = config.get(row.within) if row.within else config

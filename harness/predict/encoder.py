@@ -5,7 +5,7 @@ vLLM runs the tower once with as many of the largest items as its budget holds, 
     budget = max(T, t)               T = max_num_batched_tokens, t tokens of the largest item (architecture/images.py)
     n      = min(budget // t, S * max(1, min(limit, L // t)))         at least 1; S = max_num_seqs, L = max_model_len
     kept   = n * (elements + rows * H * (1 + levels)) * d             pixels or mel bands, and the embeddings
-    pass   = kept + n * patches * (2w + 2F) * d                       w wide, F of its widest matrix on one rank
+    pass   = kept + max(n * patches * (2w + 2F), 2 * front) * d       w wide, F of its widest matrix on one rank
 
 - The embeddings lie in the encoder's cache and the pixels in the batch while the decoder is profiled
   (``profile_run``, vllm/v1/worker/gpu_model_runner.py, 0.19); Model Runner V2 keeps the embeddings alone, and runs the
@@ -14,6 +14,9 @@ vLLM runs the tower once with as many of the largest items as its budget holds, 
 - The pass: the residual and the normed input, the widest matrix's output and what comes of it. In no public run does it
   decide the peak, so its ends are w + F and 3w + 3F. Pixels may be a byte each (low end): from some release on they are
   normalized on the device.
+- What convolutions make of sound before the blocks, and its activation: two of them, three at the high end. In one
+  public run they decide: 28.0 GiB were left for KV, 28.6 are predicted (Qwen3-ASR-1.7B on an L20 of 48 GB,
+  https://github.com/QwenLM/Qwen3-ASR/issues/54); without them it would be 30.2.
 """
 
 from __future__ import annotations
@@ -55,8 +58,11 @@ def encoder(architecture: Architecture, settings: Settings, stage: int) -> Encod
     patches = count * item.patches
     if settings.tower_ranks == 1:  # each rank takes its share of the images, where there are several
         patches = -(-patches // (settings.tensor_parallel_size if count > 1 else 1))
-    unit = patches * d * (width + widest)
-    tower = Estimate(rows + pixels + 2 * unit, rows + pixels // d + unit, rows + pixels + 3 * unit, "")
+    unit, front = patches * d * (width + widest), min(count * item.front[0], item.front[1]) * d
+    tower = Estimate(
+        rows + pixels + 2 * max(unit, front), rows + pixels // d + max(unit, 2 * front),
+        rows + pixels + 3 * max(unit, front), "",
+    )  # fmt: skip
     return Encoder(kept, tower, f"{count} x {kind} of {item.tokens:,} tokens")
 
 
