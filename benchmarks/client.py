@@ -7,8 +7,8 @@ process each, both started and warmed up before the first pair; which of a pair 
 Throughput is generated tokens by the time each says it took; ITL is between the events of a stream, both as each
 client reports them (our median of ITL is within 1 %, by its bins). What the server itself counted of tokens and
 requests shows that both sent the same. Ratios are ours by theirs, paired; the interval is that of their median, by the
-order of the pairs alone (sign test). On a computer with other work a pair waits until that takes less than a quarter of
-a core (``--patience``: seconds, in all), and pairs in which it took more are left out; ``--all`` keeps them.
+order of the pairs alone (sign test). On a computer with other work a pair waits until that takes less than ``--others``
+of a core (``--patience`` seconds in all), and pairs in which it took more are left out.
 """
 
 from __future__ import annotations
@@ -45,7 +45,6 @@ from harness.traffic import requests
 ASKED = {"tokens_per_s": 0.02, "ttft_s": 0.05, "itl_s": 0.05}  # how far a median ratio may be from 1
 COUNTED = ("vllm:prompt_tokens_total", "vllm:generation_tokens_total", "vllm:request_success_total")
 STAND_IN = "stand-in"
-DISTURBED = 0.25  # of a core, that others took during a turn
 
 
 @dataclass(frozen=True)
@@ -202,18 +201,18 @@ def interval(ratios: list[float]) -> tuple[float, float]:
     return ordered[0], ordered[-1]
 
 
-def wait_for_calm(patience_s: float) -> float:
+def wait_for_calm(calm: float, patience_s: float) -> float:
     """Return once others take little, or after ``patience_s``; the seconds that it took."""
     began_s = time.monotonic()
     while time.monotonic() - began_s < patience_s:
         others = Others()
         time.sleep(0.5)
-        if others.share() <= DISTURBED:
+        if others.share() <= calm:
             break
     return time.monotonic() - began_s
 
 
-def compare(setup: Setup, pairs: int, seconds: float, disturbed: float, patience_s: float) -> bool:
+def compare(setup: Setup, pairs: int, seconds: float, calm: float, patience_s: float) -> bool:
     """Run the pairs and print what came out; whether it is what was asked for."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, spawn) as first, ProcessPoolExecutor(1, spawn, _quiet) as second:
@@ -224,7 +223,7 @@ def compare(setup: Setup, pairs: int, seconds: float, disturbed: float, patience
         for i in range(pairs + 1):  # the first warms up
             if i > 1 and time.monotonic() > until_s:
                 break
-            patience_s -= wait_for_calm(patience_s)
+            patience_s -= wait_for_calm(calm, patience_s)
             for name in list(clients)[:: 1 if i % 2 else -1]:
                 process, client = clients[name]
                 before, others = counts(setup), Others()
@@ -234,15 +233,15 @@ def compare(setup: Setup, pairs: int, seconds: float, disturbed: float, patience
                     turns[name].append(turn)
                     counted[name].append({n: after[n] - before[n] for n in COUNTED})
                 print(f"{i or 'warm-up':>7} {name:<17} {turn}", file=sys.stderr, flush=True)
-    return tell(setup, turns, counted, disturbed)
+    return tell(setup, turns, counted, calm)
 
 
 def tell(
-    setup: Setup, turns: dict[str, list[Turn]], counted: dict[str, list[dict[str, int]]], disturbed: float
+    setup: Setup, turns: dict[str, list[Turn]], counted: dict[str, list[dict[str, int]]], calm: float
 ) -> bool:  # fmt: skip
     """Print both sides, the ratios and the verdict."""
-    kept = [i for i, pair in enumerate(zip(*turns.values(), strict=True)) if max(t.others for t in pair) <= disturbed]
-    print(f"{len(kept)} pairs of {len(turns['ours'])} without others that took more than {disturbed:g} of a core")
+    kept = [i for i, pair in enumerate(zip(*turns.values(), strict=True)) if max(t.others for t in pair) <= calm]
+    print(f"{len(kept)} pairs of {len(turns['ours'])} without others that took more than {calm:g} of a core")
     turns = {name: [side[i] for i in kept] for name, side in turns.items()}
     if not kept:
         return False
@@ -283,7 +282,7 @@ def main() -> int:
     options.add_argument("--output", type=int, default=64)
     options.add_argument("--seconds", type=float, default=math.inf, help="after which no other pair is begun")
     options.add_argument("--patience", type=float, default=0.0, help="seconds")
-    options.add_argument("--all", action="store_true", help="keep the pairs during which others were busy")
+    options.add_argument("--others", type=float, default=0.25, help="cores that they may take beside a pair")
     options.add_argument(
         "--model", default="HuggingFaceTB/SmolLM2-135M-Instruct",
         help=f"of the catalogue, with random weights; or {STAND_IN}, whose steps take next to nothing",
@@ -301,8 +300,7 @@ def main() -> int:
         prompt_of = made_up(load.seed, vocabulary, 0)
         dataset.write_text("".join(json.dumps({"prompt": prompt_of(r, ())}) + "\n" for r in requests(load)))
         setup = Setup(url, key, name, load, vocabulary, dataset)
-        disturbed = math.inf if given.all else DISTURBED
-        return 0 if compare(setup, given.pairs, given.seconds, disturbed, given.patience) else 1
+        return 0 if compare(setup, given.pairs, given.seconds, given.others, given.patience) else 1
 
 
 if __name__ == "__main__":
