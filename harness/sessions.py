@@ -181,6 +181,7 @@ def _on_gpu(scenario: Scenario, prediction: Account, engine: vllm.Installed, scr
     }
     given |= {name: value for name, value in _changed(scenario).items() if name not in given}
     model, made_up = weights.source(scenario), scenario.weights.load == "dummy"
+    stages = scenario.engine.pp_layer_partition
     if made_up:
         model = scratch / "model"
         dummy.write(dummy.config(scenario.config(), weights.stored_format(scenario), resolved.weight_format), model)
@@ -192,6 +193,7 @@ def _on_gpu(scenario: Scenario, prediction: Account, engine: vllm.Installed, scr
         environment={
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
             "CUDA_VISIBLE_DEVICES": ",".join(gpu.visible_as for gpu in gpus),
+            **({"VLLM_PP_LAYER_PARTITION": ",".join(map(str, stages))} if stages else {}),
             **({"HF_HUB_OFFLINE": "1"} if made_up else {}),
         },
     )  # fmt: skip
@@ -201,7 +203,7 @@ def _on_gpu(scenario: Scenario, prediction: Account, engine: vllm.Installed, scr
     )  # fmt: skip
 
 
-_NOT_FLAGS = {"vllm", "entrypoint", "arguments", "trust_remote_code"}  # said otherwise
+_NOT_FLAGS = {"vllm", "entrypoint", "arguments", "trust_remote_code", "pp_layer_partition"}  # said otherwise
 
 
 def _changed(scenario: Scenario) -> Arguments:

@@ -11,7 +11,11 @@ from hypothesis import strategies as st
 
 from harness import catalog
 from harness.architecture import FAMILIES, Architecture, from_config, padded_vocab, stage_layers
-from harness.errors import UsageError
+from harness.errors import ScenarioError, UsageError
+from harness.ledger import Account, Term
+from harness.predict import predict
+from harness.predict import settings as resolved
+from harness.scenario import parse_scenario
 from tests.hybrid_configs import CONFIGS, NOT_IN_TRANSFORMERS
 from tools.catalogue import meta_parameters as counted_by_transformers
 
@@ -153,6 +157,39 @@ def test_pipeline_stages_equal_vllm():
         for stages in range(1, min(layers, 12) + 1):
             bounds = [utils.get_pp_indices(layers, rank, stages) for rank in range(stages)]
             assert stage_layers(layers, stages) == [end - start for start, end in bounds]
+
+
+@pytest.mark.parametrize("partition", [[40, 40], [44, 36], [1, 79], [30, 30, 10, 10]])
+def test_a_partition_of_the_layers_is_taken_as_vllm_takes_it(partition: list[int], monkeypatch: pytest.MonkeyPatch):
+    utils = pytest.importorskip("vllm.distributed.utils")
+    monkeypatch.setenv("VLLM_PP_LAYER_PARTITION", ",".join(map(str, partition)))
+    stages = len(partition)
+    chosen = resolved(parse_scenario(
+        f"name: x\nmodel: llama-3.1-70b\ngpu: {{name: h100, count: {stages}}}\n"
+        f"engine: {{pipeline_parallel_size: {stages}, pp_layer_partition: {partition}}}\n"
+    ))  # fmt: skip
+    architecture = from_config(catalog.model_config("llama-3.1-70b"))
+    for rank in range(stages):
+        held = architecture.stage(rank, chosen.stages)
+        assert (held.start, held.stop) == utils.get_pp_indices(80, rank, stages)
+
+
+def test_a_partition_moves_weights_and_pool_and_is_refused_in_vllms_words():
+    def predicted(more: str = "") -> Account:
+        return predict(parse_scenario(
+            "name: x\nmodel: llama-3.1-70b\nweights: {format: awq-int4}\ngpu: {name: h100, count: 2}\n"
+            f"engine: {{max_model_len: 8192, pipeline_parallel_size: 2{more}}}\n"
+        ))  # fmt: skip
+
+    even, skewed = predicted(), predicted(", pp_layer_partition: [50, 30]")
+    before, after = (a.ledger.bytes_of(Term.WEIGHTS) for a in (even, skewed))
+    # By hand: ten layers of 68.451e9 / 80 weights in 4.15625 bits.
+    assert before and after and after - before == pytest.approx(10 * 855_638_016 * 4.15625 / 8, rel=0.05)
+    assert even.kv.num_blocks and skewed.kv.num_blocks and skewed.kv.num_blocks < 0.8 * even.kv.num_blocks
+    with pytest.raises(UsageError, match=r"sum\(partitions\)=79 does not match num_hidden_layers=80"):
+        predicted(", pp_layer_partition: [40, 39]")
+    with pytest.raises(ScenarioError, match=r"len\(partitions\)=3 does not match pp_size=2"):
+        predicted(", pp_layer_partition: [40, 20, 20]")
 
 
 def test_a_split_that_vllm_refuses_is_refused_in_its_words():

@@ -196,7 +196,8 @@ def test_the_stages_of_a_pipeline_share_the_groups(vllm: Vllm, model: str):
     _, own = built(vllm, catalog.model_config(model))
     specs = specs_of(own)
     stages = [
-        {n: s for n, s in specs.items() if int(n.split(".")[2]) in architecture.stage(i, 4)} for i in range(4)
+        {n: s for n, s in specs.items() if int(n.split(".")[2]) in architecture.stage(i, chosen.stages)}
+        for i in range(4)
     ]  # fmt: skip
     expected = vllm.plan(stages, [40 * GIB] * 4, 65536, in_flight=chosen.in_flight_tokens, layout="BLHNC")
     counts = [ours(architecture, chosen, 40 * GIB, stage)[0] for stage in range(4)]

@@ -184,3 +184,11 @@ def test_a_relative_pythonpath_leads_to_the_same_places(monkeypatch: pytest.Monk
     assert vllm._absolute_pythonpath() == {"PYTHONPATH": f"{Path().absolute()}{os.pathsep}/elsewhere"}
     monkeypatch.delenv("PYTHONPATH")
     assert vllm._absolute_pythonpath() == {}
+
+
+def test_a_partition_of_the_layers_and_capture_sizes_reach_vllm() -> None:
+    engine = {"pipeline_parallel_size": 2, "pp_layer_partition": [20, 12], "cudagraph_capture_sizes": [1, 2, 4]}
+    made = session(gpu={"name": "h100-sxm-80gb", "count": 2}, engine=engine)
+    assert made.plan.environment["VLLM_PP_LAYER_PARTITION"] == "20,12"
+    assert "pp_layer_partition" not in made.plan.arguments
+    assert parsed(made).cudagraph_capture_sizes == [1, 2, 4]

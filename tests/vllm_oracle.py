@@ -290,7 +290,7 @@ def as_specs(architecture: Architecture, chosen: Settings) -> list[Specs]:
     return [
         {
             f"layer.{number}.{i}": as_spec(cache, chosen)
-            for number in architecture.stage(stage, len(stages))
+            for number in architecture.stage(stage, chosen.stages)
             for i, cache in enumerate(architecture.kv_layers[number])
         }
         for stage in stages

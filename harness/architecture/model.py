@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -111,9 +112,10 @@ class Architecture:
             return len(held)
         return len(component.layers) if len(held) == self.layers else sum(i in held for i in component.layers)
 
-    def stage(self, stage: int, stages: int) -> range:
-        """The layers of pipeline stage ``stage`` (from 0)."""
-        split = stage_layers(self.layers, stages)
+    def stage(self, stage: int, split: Sequence[int]) -> range:
+        """The layers of pipeline stage ``stage`` (from 0), of which each has so many as ``split`` says."""
+        if len(split) == 1:
+            return range(self.layers)
         start = sum(split[:stage])
         return range(start, start + split[stage])
 

@@ -153,7 +153,7 @@ def _drafting(architecture: Architecture, settings: Settings) -> int:
 def _handed(architecture: Architecture, settings: Settings, stage: int) -> int:
     if settings.pipeline_parallel_size == 1:
         return 0
-    start = architecture.stage(stage, settings.pipeline_parallel_size).start
+    start = architecture.stage(stage, settings.stages).start
     residual = max(1, _chosen_from(architecture, start))
     return (1 + residual if stage else 3) * hidden_states(architecture, settings)
 
@@ -168,7 +168,7 @@ def _layers_path(architecture: Architecture, settings: Settings, stage: int = 0)
     width = architecture.dense_width // settings.tensor_parallel_size
     mlp = (3 if architecture.gated else 2) * tokens * width * settings.dtype_bytes
     experts = 0 if settings.defaults.experts_workspace_kept else _experts_of_a_layer(architecture, settings)
-    blocks = _chosen_from(architecture, architecture.stage(stage, settings.pipeline_parallel_size).stop)
+    blocks = _chosen_from(architecture, architecture.stage(stage, settings.stages).stop)
     return (3 + blocks) * hidden_states(architecture, settings) + max(mlp, experts)
 
 

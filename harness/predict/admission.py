@@ -16,7 +16,7 @@ import math
 from dataclasses import dataclass
 from itertools import chain
 
-from harness.architecture import Architecture, stage_layers
+from harness.architecture import Architecture
 from harness.catalog import Gpu
 from harness.errors import UsageError
 from harness.ledger import KvPool, Term
@@ -167,7 +167,7 @@ def _distinct_stages(architecture: Architecture, settings: Settings) -> list[int
         return [0]
     seen: dict[tuple[object, ...], int] = {}
     for stage in range(stages):
-        layers = architecture.stage(stage, stages)
+        layers = architecture.stage(stage, settings.stages)
         parts = tuple(architecture.copies(c, layers) for c in architecture.components)
         tables = kv_cache.bytes_per_block(architecture, settings, stage)
         seen.setdefault((parts, tables, stage == 0, stage == stages - 1), stage)
@@ -305,7 +305,7 @@ def start_oom(architecture: Architecture, settings: Settings, b: Budget) -> str:
     outside = b.outside
     free = max(b.cuda_total.bytes - outside, 0)
     pool = b.blocks * b.block_bytes
-    tensor = pool // max(stage_layers(architecture.layers, settings.pipeline_parallel_size)[b.stage], 1)
+    tensor = pool // max(len(architecture.stage(b.stage, settings.stages)), 1)
     if b.weights.bytes + pool > free:
         held = b.weights.bytes + (free - b.weights.bytes) // max(tensor, 1) * tensor
         return _oom(b.cuda_total.bytes, outside, held, tensor)

@@ -92,7 +92,7 @@ def graph_units(architecture: Architecture, settings: Settings, stage: int = 0) 
     if architecture.mixture is not None:
         return f"experts, {ranks(settings)}", len(settings.capture_sizes)
     tower = " beside a tower" if settings.sees else ""
-    layers = len(architecture.stage(stage, settings.pipeline_parallel_size))
+    layers = len(architecture.stage(stage, settings.stages))
     if settings.defaults.graphs_gib_a_layer is not None:
         return f"layers{tower}, {ranks(settings)}", layers
     return f"graphs{tower}, {ranks(settings)}", layers * captured(architecture, settings).count
@@ -143,7 +143,7 @@ def _published(
     each = settings.defaults.graphs_gib_a_layer
     if each is None:
         return later
-    layers = len(architecture.stage(stage, settings.pipeline_parallel_size))
+    layers = len(architecture.stage(stage, settings.stages))
     likely = round(each * layers * GIB)
     words = f"{each} x {layers} layers GiB, before 0.12"
     return Estimate(likely, round(_OLD_LEAST * likely), max(likely, later.high), words)
@@ -156,7 +156,7 @@ def _later(architecture: Architecture, settings: Settings, gpu: Gpu, stage: int,
         return Estimate.within(
             _EXPERTS * sizes * GIB, around, around, f"{_EXPERTS} GiB x {sizes} captured sizes, with experts"
         )
-    layers, graphs = len(architecture.stage(stage, settings.pipeline_parallel_size)), captured(architecture, settings)
+    layers, graphs = len(architecture.stage(stage, settings.stages)), captured(architecture, settings)
     likely = _BASE + _EACH * layers * graphs.count
     below, above = room[0] * GIB, room[1] * GIB
     if not is_h100(gpu):

@@ -28,7 +28,7 @@ def is_one_table(architecture: Architecture, settings: Settings) -> bool:
 def bytes_per_token(architecture: Architecture, settings: Settings, stage: int = 0) -> int:
     """Bytes that a token writes on one rank of ``stage``, all of its layers together."""
     architecture = with_draft(architecture, settings)
-    held = architecture.stage(stage, settings.pipeline_parallel_size)
+    held = architecture.stage(stage, settings.stages)
     return int(sum(
         layer.bytes_per_token(settings.tensor_parallel_size, settings.kv_dtype_bytes) * _count(members, held)
         for layer, members in architecture.kv_kinds.items()
@@ -41,7 +41,7 @@ def _count(members: tuple[int, ...], held: range) -> int:
 
 def bytes_per_block(architecture: Architecture, settings: Settings, stage: int = 0) -> int:
     """Bytes of one block of the pool on one rank of ``stage``: those of the group that needs most."""
-    held = with_draft(architecture, settings).stage(stage, settings.pipeline_parallel_size)
+    held = with_draft(architecture, settings).stage(stage, settings.stages)
     return max(g.bytes_on(held) for g in groups(architecture, settings))
 
 

@@ -19,6 +19,12 @@ def check_ranks(scenario: Scenario, architecture: Architecture) -> None:
         raise UsageError(
             f"engine.pipeline_parallel_size: {pp} is more than the model's {architecture.layers} layers"
         )
+    stages = engine.pp_layer_partition or ()
+    if stages and sum(stages) != architecture.layers:
+        raise UsageError(
+            f"engine.pp_layer_partition: sum(partitions)={sum(stages)} does not match "
+            f"num_hidden_layers={architecture.layers}."
+        )
 
     def split(ranks: int) -> None:
         sees, tower_ranks = tower_split(scenario, architecture, ranks)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from harness import catalog
-from harness.architecture import Architecture, from_config
+from harness.architecture import Architecture, from_config, stage_layers
 from harness.catalog import EngineDefaults, Gpu, WeightFormat
 from harness.errors import UsageError
 from harness.predict import encoder_decoder
@@ -67,6 +67,7 @@ class Settings:
     enable_chunked_prefill: bool
     tensor_parallel_size: int
     pipeline_parallel_size: int
+    stages: tuple[int, ...]  # layers of each pipeline stage
     data_parallel_size: int
     expert_parallel: bool
     num_speculative_tokens: int  # proposed at once for a request; 0: nobody does
@@ -184,6 +185,7 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
         max_num_batched_tokens=tokens,
         tensor_parallel_size=tp,
         pipeline_parallel_size=pp,
+        stages=tuple(engine.pp_layer_partition or stage_layers(architecture.layers, pp)),
         data_parallel_size=dp,
         expert_parallel=engine.enable_expert_parallel,
         num_speculative_tokens=proposed,

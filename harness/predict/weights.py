@@ -47,7 +47,7 @@ def allocated(size: int) -> int:
 def tensors(architecture: Architecture, settings: Settings, stage: int) -> Iterator[Tensor]:
     """All tensors of one rank of pipeline stage ``stage`` (from 0), in the order vLLM makes them."""
     stages = settings.pipeline_parallel_size
-    layers = architecture.stage(stage, stages)
+    layers = architecture.stage(stage, settings.stages)
     # A tower is made on every stage.
     places = {"first": stage == 0, "tower": settings.sees, "projector": settings.sees, "layer": True,
               "every": True, "last": stage == stages - 1}  # fmt: skip

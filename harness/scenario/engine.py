@@ -44,6 +44,9 @@ class Engine(Part):
     max_num_batched_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     tensor_parallel_size: Annotated[int, Field(ge=1, le=1024)] | None = None
     pipeline_parallel_size: Annotated[int, Field(ge=1, le=1024)] = 1
+    pp_layer_partition: Annotated[list[Annotated[int, Field(ge=1, le=10_000)]], Field(min_length=1)] | None = Field(
+        None, description="layers of each pipeline stage, such as [41, 39] (VLLM_PP_LAYER_PARTITION)"
+    )
     distributed_executor_backend: Literal["mp", "ray"] | None = Field(
         None, description="how the workers of several GPUs are started; vLLM's own choice unless given"
     )
@@ -162,6 +165,9 @@ def engine_faults(s: Scenario) -> Iterator[Fault]:
             f"{words} is {product} = {tp * pp * dp}, but "
             + (f"gpu.count is {count}" if s.gpu else "device: cpu is one device"),
         )
+    stages = s.engine.pp_layer_partition
+    if stages is not None and len(stages) != pp:
+        yield ("engine", "pp_layer_partition"), f"len(partitions)={len(stages)} does not match pp_size={pp}."
     if not s.engine.enable_lora:
         for key in ("max_loras", "max_lora_rank"):
             if key in s.engine.model_fields_set:
