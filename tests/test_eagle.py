@@ -12,8 +12,9 @@ import pytest
 from vllm_oracle import Vllm, as_one_of, build, build_drafter, layer_specs, vllm_on_meta
 
 from harness import catalog
-from harness.architecture import from_config
-from harness.architecture.eagle import eagle
+from harness.architecture import FAMILIES, from_config
+from harness.architecture.eagle import WITHOUT_EAGLE3, eagle
+from harness.architecture.multimodal import WRAPPERS
 from harness.errors import ScenarioError, UsageError
 from harness.ledger import Term
 from harness.predict import kv_cache, predict, settings
@@ -96,6 +97,18 @@ def test_eagle3_for_llama_8b_by_hand():
     more = drafted.bytes_of(Term.WEIGHTS) - plain.bytes_of(Term.WEIGHTS)
     assert more == pytest.approx(2 * drafter.parameters, rel=0.01)
     assert "the EAGLE drafter's 0.7" in next(e.source for e in drafted.entries if e.term == Term.WEIGHTS)
+
+
+def test_the_classes_without_hidden_states_to_hand_out_are_vllms(vllm: Vllm):
+    from vllm.model_executor.models.interfaces import supports_eagle3
+    from vllm.model_executor.models.registry import ModelRegistry
+
+    classes = {name: ModelRegistry._try_load_model_cls(name) for name in (*FAMILIES, *WRAPPERS)}
+    without = {name for name, cls in classes.items() if cls is not None and not supports_eagle3(cls)}
+    assert without == set(WITHOUT_EAGLE3)
+    config = {**catalog.drafter_config(EAGLE3), "vocab_size": 32_000, "draft_vocab_size": None}
+    with pytest.raises(UsageError, match="MixtralForCausalLM: Model does not support EAGLE3 interface but aux_hidden"):
+        eagle(config, "eagle3", from_config(catalog.model_config("mixtral-8x7b")), 0)
 
 
 def test_it_is_scheduled_as_mtp_layers_are():

@@ -20,6 +20,18 @@ from harness.architecture.reader import Reader, show
 from harness.errors import UsageError
 
 AUXILIARY = 3  # layers whose hidden states EAGLE3 takes, where its config doesn't say
+# Classes that hand out no hidden states of their layers (``SupportsEagle3``, vllm/model_executor/models, 0.32).
+WITHOUT_EAGLE3 = (
+    "CohereForCausalLM", "Cohere2ForCausalLM", "DeciLMForCausalLM", "Exaone4ForCausalLM", "FalconForCausalLM",
+    "FalconH1ForCausalLM", "GPT2LMHeadModel", "Gemma2ForCausalLM", "Gemma3ForCausalLM",
+    "Gemma3ForConditionalGeneration", "Gemma3nForCausalLM", "GemmaForCausalLM", "Glm4ForCausalLM",
+    "Glm4MoeForCausalLM", "Glm4MoeLiteForCausalLM", "Glm4vForConditionalGeneration",
+    "Glm4vMoeForConditionalGeneration", "GraniteMoeForCausalLM", "GraniteMoeHybridForCausalLM", "JambaForCausalLM",
+    "Lfm2ForCausalLM", "LlavaNextForConditionalGeneration", "MixtralForCausalLM", "NemotronForCausalLM",
+    "OPTForCausalLM", "OlmoeForCausalLM", "PhiMoEForCausalLM", "Qwen2AudioForConditionalGeneration",
+    "Qwen2MoeForCausalLM", "Qwen2VLForConditionalGeneration", "StableLmForCausalLM", "Step3p5ForCausalLM",
+    "Step3p7ForConditionalGeneration", "VoxtralForConditionalGeneration", "WhisperForConditionalGeneration",
+)  # fmt: skip
 _CLASSES = {
     "eagle": ("LlamaForCausalLM", "EagleLlamaForCausalLM"),
     "eagle3": ("LlamaForCausalLM", "LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM"),
@@ -32,6 +44,11 @@ def eagle(config: dict[str, Any], method: str, target: Architecture, positions: 
     ``positions``: rows that its rotary cache has at least. Raises UsageError for a class that is not known, and where
     the drafter is another model's.
     """
+    if method == "eagle3" and target.name in WITHOUT_EAGLE3:
+        raise UsageError(
+            f"engine.speculative_config: {target.name}: Model does not support EAGLE3 interface but "
+            "aux_hidden_state_outputs was requested"
+        )
     names = config.get("architectures")
     if not isinstance(names, list) or not names or names[0] not in _CLASSES[method]:
         known = ", ".join(_CLASSES[method])
