@@ -18,6 +18,7 @@ from harness.errors import Problem, ScenarioError, UsageError, nearest
 MAX_FILE_BYTES = 2**20
 MAX_NODES = 20_000
 MAX_DEPTH = 20
+MAX_OPEN = 300  # brackets at once: the scanner's time grows with their square
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 LARGEST_NUMBER = 2**64
 
@@ -26,7 +27,9 @@ Place = Callable[[int], str]  # a line (from 1) -> "scenarios/a.yaml:7"
 
 def show(value: Any) -> str:
     """``value`` as the user wrote it, on one short line of printable characters."""
-    text = repr(value) if isinstance(value, float) else json.dumps(value, default=str)
+    text = repr(value) if isinstance(value, float) else json.dumps(value, default=str, ensure_ascii=False)
+    if not text.isprintable():
+        text = json.dumps(value, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -51,6 +54,11 @@ def read_yaml(raw: bytes | str, at: Place) -> Any:
     digits = re.search(r"[0-9_]{1000}", text)
     if digits:
         raise _fault(at(_line_at(text, digits.start())), "a number of a thousand digits: not a scenario")
+    opened = 0
+    for bracket in re.finditer(r"[][{}]", text):
+        opened = opened + 1 if bracket[0] in "[{" else max(opened - 1, 0)
+        if opened > MAX_OPEN:
+            raise _fault(at(_line_at(text, bracket.start())), "nested too deeply")
     return _load(text, at)
 
 

@@ -93,7 +93,11 @@ def test_headers_without_weights_are_a_model(hub: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "code", "said"),
-    [("tiny", 2, "expected ORG/NAME"), ("org/none", 3, "the hub has no answer for org/none: RepositoryNotFoundError")],
+    [
+        ("tiny", 2, "expected ORG/NAME"),
+        ("größe/x", 2, "expected ORG/NAME"),
+        ("org/none", 3, "the hub has no answer for org/none: RepositoryNotFoundError"),
+    ],
 )
 def test_what_is_not_there_is_one_line(hub: str, tmp_path: Path, name: str, code: int, said: str) -> None:
     done = fetched(hub, tmp_path, name, "--out", str(tmp_path / "x"))

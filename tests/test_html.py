@@ -16,7 +16,7 @@ from harness import store
 from harness.analytic import analytic
 from harness.errors import LoadfitError
 from harness.predict import predict
-from harness.report import html
+from harness.report import charts, html
 from harness.report.charts import CHARTS, memory
 from harness.report.content import build
 from harness.report.reading import Reading, understand
@@ -86,6 +86,12 @@ def test_memory_shows_what_there_is_and_what_the_load_wants(tmp_path: Path) -> N
     assert held is not None and ("what the load wants" in words(held)) == ("beyond the pool" in words(held))
     refused = memory(predicted("70b_8k", tmp_path))
     assert refused is not None and "131.4" in words(refused) and "load's peak, predicted" not in words(refused)
+
+
+def test_the_loads_peak_holds_all_that_the_idle_device_holds(tmp_path: Path) -> None:
+    reading = predicted("8b_24gb_poisson", tmp_path)
+    idle, peak = (dict.fromkeys(p[0] for p in pieces) for _, pieces in charts._serving_bars(reading))
+    assert list(peak) == [*list(idle)[:-1], "allocator_slack", "kv_available"]
 
 
 def test_measured_memory_stands_beside_what_was_predicted() -> None:

@@ -45,6 +45,15 @@ def test_a_scenario_that_can_not_be_run_is_an_error_of_its_own(tmp_path: Path) -
     assert ran.code == 2 and error is not None and str(full) in str(error.get("message"))
 
 
+def test_a_file_of_another_kind_is_not_written_over(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_bytes((SCENARIOS / "70b_8k.yaml").read_bytes())
+    ran = bench("run", "--junit", mine, SCENARIOS / "70b_8k_int4.yaml", "--analytic-only", "--out", tmp_path / "out")
+    assert (ran.code, ran.out) == (2, "") and f"{mine} is there and is no JUnit report" in ran.err
+    assert mine.read_bytes() == (SCENARIOS / "70b_8k.yaml").read_bytes()
+    assert gate(tmp_path, SCENARIOS / "70b_8k.yaml")[0] == gate(tmp_path, SCENARIOS / "70b_8k.yaml")[0] == 0
+
+
 def test_where_it_can_not_be_written_is_told_before_anything_is_run(tmp_path: Path) -> None:
     nowhere = tmp_path / "no" / "gate.xml"
     ran = bench("run", SCENARIOS / "70b_8k.yaml", "--analytic-only", "--out", tmp_path, "--junit", nowhere)

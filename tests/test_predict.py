@@ -408,6 +408,13 @@ def test_a_gpu_known_by_its_memory_is_estimated_with_a_note():
     assert total is not None and total.bytes < 24 * GIB
 
 
+def test_a_total_without_a_pool_to_take_up_the_rest_has_every_terms_interval():
+    ledger = predict(scenario("llama-3.1-70b")).ledger
+    total, terms = ledger.find(Term.TOTAL), [e for e in ledger.entries if e.phase == "idle" and e.term != Term.TOTAL]
+    assert total is not None and ledger.bytes_of(Term.KV_AVAILABLE) == 0
+    assert (total.low, total.high) == (sum(e.low for e in terms), sum(e.high for e in terms))
+
+
 def test_the_analytic_half_starts_without_the_heavy_packages(tmp_path: Path):
     code = (
         "import sys; from pathlib import Path\n"

@@ -222,6 +222,8 @@ BAD: list[tuple[str, str, str]] = [
      "s.yaml:3: not valid YAML: expected a single document in the stream, but found another document"),
     (MODEL, "\0", "s.yaml:2: not valid YAML: the character U+0000 may not stand in it"),
     ("small", '"a\\0"', 's.yaml:1: name: expected text without control characters, got "a\\u0000"'),
+    ("small", "größe",
+     "s.yaml:1: name: expected a name of letters, digits, '.', '_' or '-' (80 at most), got \"größe\""),
     ("small", '"\\ud800"', 's.yaml:1: name: expected text without control characters, got "\\ud800"'),
 ]  # fmt: skip
 
@@ -243,8 +245,13 @@ WHOLE: list[tuple[str, str | bytes, str]] = [
     ("many", f"name: a\nb: [{'1,' * 30_000}]", "s.yaml:2: b: more than 20,000 values: not a scenario"),
     ("deep", f"a: {'[' * 3000}{']' * 3000}", "s.yaml:1: nested too deeply"),
     ("rather deep", f"a: {'{a: ' * 200}1{'}' * 200}", "s.yaml:1: a.a.a: nested too deeply"),
+    ("a row of brackets", f"a: {'[' * 200_000}", "s.yaml:1: nested too deeply"),
+    ("a manifest", '{"schema": 1, "loadfit": "0.1.0", "scenario": "a", "mode": "analytic"}',
+     "s.yaml:1: expected the keys name, model, gpu, ..., got schema, loadfit, scenario, mode"),
+    ("a calibration", "format: 1\nloadfit: 0.1.0\ngpu: a\nmade: '2026'\nconstants: []\n",
+     "s.yaml:1: expected the keys name, model, gpu, ..., got a file of bench calibrate (--calibration takes it)"),
     ("tabs", "name: a\ngpu:\n\tname: b\n", "s.yaml:3: not valid YAML: a tab; indent with spaces"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("text", "expected"), [w[1:] for w in WHOLE], ids=[w[0] for w in WHOLE])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def fetch(name: str, out: Path | None, revision: str | None) -> None:
       bench fetch RedHatAI/Meta-Llama-3.1-8B-Instruct-FP8 --out ./llama-fp8
       bench models --config ./llama-fp8
     """
-    if name.count("/") != 1:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII) or ".." in name:
         raise UsageError(f"bench fetch: expected ORG/NAME as the hub names a model, got {name[:80]!r}")
     folder = out or Path(name.partition("/")[2])
     if folder.exists():
@@ -48,8 +49,11 @@ def _from_hub(name: str, revision: str | None) -> tuple[str, str | None, dict[st
     """(config.json, hf_quant_config.json or None, header). Raises MachineError where the hub can't be asked."""
     try:
         import huggingface_hub as hub
+        from huggingface_hub.utils import logging
     except ImportError:
         raise MachineError("bench fetch needs the hub's own client: pip install 'loadfit[hub]'") from None
+
+    logging.set_verbosity_error()  # its tries are not news, its failure is one line below
 
     def text(file: str) -> str:
         return Path(hub.hf_hub_download(name, file, revision=revision)).read_text(encoding="utf-8")

@@ -20,6 +20,15 @@ if TYPE_CHECKING:
     from harness.scenario import Scenario
 
 
+class _Within(click.FloatRange):
+    """A range that nan is not in."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number. Fails as click does."""
+        number = super().convert(value, param, ctx)
+        return self.fail(f"{value} is no number.", param, ctx) if number != number else number
+
+
 @click.command()
 @click.argument("scenarios", nargs=-1, required=True, metavar="SCENARIO...")
 @click.option("--analytic-only", is_flag=True, help="Arithmetic and simulation; no engine.")
@@ -34,11 +43,11 @@ if TYPE_CHECKING:
 @click.option("--attach", metavar="URL", help="Measure a server that already runs; its key is VLLM_API_KEY.")
 @click.option("--port", type=click.IntRange(1, 65535), help="The loopback port to serve on (a free one unless given).")
 @click.option(
-    "--start-timeout", type=click.FloatRange(1, 86_400), default=600.0, show_default=True, metavar="SECONDS",
+    "--start-timeout", type=_Within(1, 86_400), default=600.0, show_default=True, metavar="SECONDS",
     help="How long the engine may take to become healthy.",
 )  # fmt: skip
 @click.option(
-    "--interval", "interval_ms", type=click.FloatRange(1, 10_000), default=20.0, show_default=True, metavar="MS",
+    "--interval", "interval_ms", type=_Within(1, 10_000), default=20.0, show_default=True, metavar="MS",
     help="Between two readings of the GPUs' memory.",
 )  # fmt: skip
 @click.option(
@@ -80,6 +89,8 @@ def run(
     how = {"port": port, "start_timeout_s": start_timeout, "interval_s": interval_ms / 1000, "isolation": isolation}
     server = _attached(attach)
     if junit is not None:
+        if _of_another_kind(junit):  # `--junit scenarios/*.yaml` names the first scenario
+            raise UsageError(f"--junit: {junit} is there and is no JUnit report: name another file")
         _write(junit, b"")  # told now, not after hours
     documents, codes, suites = [], [], []
     for scenario in loaded:
@@ -116,6 +127,17 @@ def _readings(found: Found | None) -> list[Reading]:
     from harness.report.reading import Reading
 
     return [found] if isinstance(found, Reading) else list(found.newest.values())
+
+
+def _of_another_kind(file: Path) -> bool:
+    """Whether writing a JUnit report there would cost somebody a file."""
+    if not file.is_file():
+        return False
+    try:
+        with file.open("rb") as there:
+            return not there.read(1024).lstrip().startswith((b"<testsuite", b"<?xml")) and file.stat().st_size > 0
+    except OSError:
+        return False  # the next one to open it tells
 
 
 def _write(file: Path, content: bytes) -> None:

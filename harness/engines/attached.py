@@ -81,8 +81,12 @@ class _Stay(urllib.request.HTTPRedirectHandler):
 
 def attach(url: str) -> Attached:
     """The server at ``url``. Raises UsageError for what is no plain URL, MachineError where no vLLM answers there."""
-    parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
+        plain = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a bracket left open, a port beyond 65,535
+        plain = None
+    if not plain:
         raise UsageError(f"--attach: expected a URL such as http://127.0.0.1:8000, got {printable(url)[:200]!r}")
     if parts.username or parts.password:
         raise UsageError(f"--attach: no credentials in the URL: a key goes into the environment as {KEY}")

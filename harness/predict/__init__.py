@@ -101,9 +101,11 @@ def _granted(given: Grant) -> Estimate:
 
 
 def _total(given: Grant, terms: list[Estimate]) -> Entry:
-    """The sum; its interval is that of what lies outside the budget, for the pool takes up the rest."""
+    """The sum; its interval is that of what lies outside the budget, for the pool takes up the rest, where there is
+    one that can: none is granted, or it was set by hand, and every term's interval counts."""
     b, total = given.budget, sum(e.bytes for e in terms)
-    outside = [b.init, b.graphs]
+    pool = _granted(given)
+    outside = [b.init, b.graphs] if pool.low < pool.high else terms
     low = total - sum(e.bytes - e.low for e in outside)
     high = total + sum(e.high - e.bytes for e in outside)
     return Entry(Phase.IDLE, DEVICE, Term.TOTAL, total, low, high, "sum of the terms above")

@@ -113,7 +113,9 @@ def _idle_and_load(account: Account, side: str) -> Iterator[Bar]:
     yield f"idle, {side}", idle
     used = account.ledger.bytes_of(Term.KV_USED)
     if used is not None:
-        held = _pieces(account, "load") or idle  # a prediction's terms but the pool stay as they are
+        held = _pieces(account, "load")
+        if account.ledger.bytes_of(Term.WEIGHTS, "load") is None:  # a prediction tells what comes beside the idle terms
+            held = [*idle, *held]
         fixed = [p for p in held if p[0] != Term.KV_AVAILABLE]
         rest = (account.ledger.bytes_of(Term.KV_AVAILABLE) or used) - used
         yield f"load's peak, {side}", [*fixed, (Term.KV_AVAILABLE, used, True), (Term.KV_AVAILABLE, rest, False)]
@@ -129,8 +131,8 @@ def _pieces(account: Account, phase: str) -> list[Piece]:
 def _training_bars(reading: Reading) -> Iterator[Bar]:
     ledger = reading.record.prediction.ledger
     for moment, words in MOMENT_WORDS.items():
-        pieces = [(str(t), ledger.bytes_of(t, moment) or 0, True) for t in TRAINING_STATED]
-        if any(size for _, size, _ in pieces):
+        sizes = [(str(t), ledger.bytes_of(t, moment)) for t in TRAINING_STATED]
+        if pieces := [(t, size, True) for t, size in sizes if size]:
             yield words, pieces
 
 
@@ -160,7 +162,8 @@ def _memory(moments: Sequence[Bar], total: int | None) -> Figure:
     axes.set_yticks(range(len(moments)), [words for words, _ in moments])
     axes.set_ylim(len(moments) - 0.5, -0.7)
     axes.set_xlim(0, reach * 1.02)
-    axes.set_xlabel("GiB on the fullest device; hatched: set aside, not yet used")
+    empty = any(not taken for _, pieces in moments for _, _, taken in pieces)
+    axes.set_xlabel("GiB on the fullest device" + ("; hatched: set aside, not yet used" if empty else ""))
     terms = ["beyond the pool" if t == "beyond" else term_words(t) for t in seen]
     figure.legend(seen.values(), terms, loc="outside lower center", ncols=5, frameon=False, labelcolor=_GREY)
     return figure
@@ -199,7 +202,10 @@ def _load(found: Sequence[tuple[float, float, float, float, float]], usable: int
     pool.step(when, blocks, where="post", color=_COLOURS[Term.KV_AVAILABLE], linewidth=1)
     if usable:
         pool.axhline(usable, color=_LIMIT, linestyle="--", linewidth=1.2)
-        pool.text(end, usable, f"all {usable:,} blocks", ha="right", va="bottom", color=_LIMIT, size=8)
+        pool.annotate(
+            f"all {usable:,} blocks", (end, usable), (0, 3), textcoords="offset points", ha="right", va="bottom",
+            color=_LIMIT, size=8,
+        )  # fmt: skip
     pool.set_ylabel("blocks used")
     pool.set_ylim(0, 1.12 * max(usable or 0, *blocks, 1))
     for values, words, colour in ((running, "running", "#0072b2"), (waiting, "waiting", "#e69f00")):

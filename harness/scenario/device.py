@@ -29,7 +29,7 @@ def _gpu_name(value: Any) -> Any:
 
 GpuName = Annotated[str, BeforeValidator(_gpu_name)]
 LARGEST_SHARE = 1.2
-Share = Annotated[float, Field(gt=0, le=LARGEST_SHARE)] | None
+Share = Annotated[float, Field(ge=1e-6, le=LARGEST_SHARE)] | None
 
 
 class Efficiency(Part):

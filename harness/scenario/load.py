@@ -16,7 +16,7 @@ from harness.scenario.trace import Trace
 if TYPE_CHECKING:
     from harness.scenario.scenario import Scenario
 
-Rate = Annotated[float, Field(gt=0, le=1e6)]
+Rate = Annotated[float, Field(ge=1e-6, le=1e6)]
 AT_A_RATE = ("constant", "poisson", "gamma", "ramp")
 # The keys that some shapes have and others have not.
 _OF_SHAPES = {

@@ -47,15 +47,18 @@ def _read(path: Path) -> bytes:
         return read_plain(path, scenario_text.MAX_FILE_BYTES)
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        near = nearest(path.name, _names_beside(path))
-        raise ScenarioError([Problem(str(path), "", f"can't be read: {why}{near}")]) from None
+        raise ScenarioError([Problem(str(path), "", f"can't be read: {why}{_instead(path, error)}")]) from None
 
 
-def _names_beside(path: Path) -> list[str]:
+def _instead(path: Path, error: Exception) -> str:
+    """What was meant, where the folder tells."""
     try:
-        return [p.name for p in path.parent.glob("*.yaml")]
+        if isinstance(error, FileNotFoundError):
+            return nearest(path.name, (p.name for p in path.parent.glob("*.yaml") if p.name != path.name))
+        inside = [path / "scenario.yaml", path / "latest" / "scenario.yaml"]
+        return next((f"; a run's scenario is in {file}" for file in inside if file.is_file()), "")
     except (OSError, ValueError):
-        return []
+        return ""
 
 
 def parse_scenario(
@@ -92,10 +95,17 @@ def _parts(
     """(the document with its lines, its data with the overrides made, what each override made)."""
     tree = scenario_text.read_yaml(raw, at)
     data = scenario_text.plain(tree, at)
-    if not isinstance(data, dict):
-        got = "an empty file" if data is None else "a list" if isinstance(data, list) else scenario_text.show(data)
-        raise ScenarioError([Problem(at(1), "", f"expected the keys name, model, gpu, ..., got {got}")])
-    return tree, data, scenario_text.apply_overrides(data, overrides)
+    if isinstance(data, dict) and not _of_another_kind(data):
+        return tree, data, scenario_text.apply_overrides(data, overrides)
+    got = "an empty file" if data is None else "a list" if isinstance(data, list) else scenario_text.show(data)
+    if isinstance(data, dict):
+        got = "a file of bench calibrate (--calibration takes it)" if "constants" in data else ", ".join(data)[:60]
+    raise ScenarioError([Problem(at(1), "", f"expected the keys name, model, gpu, ..., got {got}")])
+
+
+def _of_another_kind(data: dict[str, Any]) -> bool:
+    """A manifest, a config, a calibration: one line for the file, not one for each of its keys."""
+    return not {"name", "model"} & data.keys() and len(data.keys() - Scenario.model_fields.keys()) > 2
 
 
 # The keys whose value has several forms, by the tags above.

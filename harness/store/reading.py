@@ -129,6 +129,8 @@ def read(path: str | Path) -> RunRecord:
     """The run in folder ``path``, whole or cut short. Raises RecordError where it is no run folder."""
     folder = Path(path)
     if not folder.is_dir():
+        if folder.exists():
+            raise RecordError(f"{folder} is a file, not a run folder")
         near = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
         raise RecordError(f"{folder} is not a folder{nearest(folder.name, near)}")
     manifest = read_json(folder / MANIFEST)
