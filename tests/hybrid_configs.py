@@ -208,6 +208,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "torch_dtype": "bfloat16", "projector_hidden_size": 40, "text_config": M3_TEXT, "vision_config": M3_TOWER,
     },
     "kimi-k3": K3_TEXT,
+    "ernie-4.5-moe": _config(
+        "Ernie4_5_MoeForCausalLM", "ernie4_5_moe", moe_num_experts=4, moe_k=2, moe_intermediate_size=32,
+        moe_num_shared_experts=2, moe_layer_start_index=1, moe_layer_end_index=2, moe_layer_interval=1, use_bias=False,
+        head_dim=16, num_nextn_predict_layers=1,
+    ),
     "deepseek-v3.2": _config("DeepseekV32ForCausalLM", "deepseek_v32", **LATENT, **ROUTED, **INDEXER),
     "glm-5": _config("GlmMoeDsaForCausalLM", "glm_moe_dsa", **LATENT, **ROUTED, **INDEXER),
     "glm-5.2": _config(
@@ -219,6 +224,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
     ),
 }  # fmt: skip
 # Of these one of the two has no class of its own any more, or none that reads this config (Step's text: see
-# tests/test_vision.py, with the tower around it).
-NOT_IN_TRANSFORMERS = ("nemotron-nas", "step-3.5", "kimi-k3")
-NOT_IN_VLLM = ("bamba", "minimax-m1", "glm-4.7-flash")
+# tests/test_vision.py, with the tower around it); ERNIE's there has the routers' biases among its parameters.
+NOT_IN_TRANSFORMERS = ("nemotron-nas", "step-3.5", "kimi-k3", "ernie-4.5-moe")
+NOT_IN_VLLM = ("bamba", "minimax-m1")

@@ -21,6 +21,7 @@ from harness.predict.weights import draft_weights, tensors
 from harness.scenario import Scenario, parse_scenario
 from harness.simulate import Speculation
 from tests.hybrid_configs import CONFIGS
+from tests.hybrid_configs import SMALL as TINY
 from tests.test_vllm_planner import ours, shallow
 from tests.vllm_oracle import Specs, Vllm, as_one_of, as_specs, build, build_drafter, layer_specs, vllm_on_meta
 
@@ -149,20 +150,40 @@ def test_another_vocabulary_is_refused_in_vllms_words():
 
 PREDICTING = (
     "deepseek-v3", "deepseek-v3.2", "zai-org/GLM-5.2", "glm-4.5", "glm-4.5-air", "qwen3-next-80b-a3b", "qwen3.5-9b",
-    "Qwen/Qwen3.5-35B-A3B", "step-3.7-flash",
+    "Qwen/Qwen3.5-35B-A3B", "step-3.7-flash", "nvidia/NVIDIA-Nemotron-3-Ultra-550B-A55B-BF16",
+    "XiaomiMiMo/MiMo-V2-Flash", "mimo-7b", "glm-4.7-flash", "ernie-4.5-moe",
 )  # fmt: skip
 SHARED = ("embed_tokens.weight", "lm_head.weight", "shared_head.head.weight")  # dropped for the decoder's once loaded
 OWN_HEADS = ("step-3.7-flash",)  # whose heads are kept
 PROPOSING = {"max_model_len": 4096, "speculative_config": {"method": "mtp", "num_speculative_tokens": 2}}
-OWN = {"step-3.7-flash": {"auto_map": {"AutoConfig": "configuration_own.StepConfig"}}}  # classes of the configs' own
+OWN = {
+    "step-3.7-flash": {"auto_map": {"AutoConfig": "configuration_own.StepConfig"}},
+    "mimo-7b": {"auto_map": {"AutoConfig": "configuration_own.MimoConfig"}},
+    "XiaomiMiMo/MiMo-V2-Flash": {  # what the catalogue leaves out
+        "layernorm_epsilon": 1e-5, "sliding_window_size": 128, "scoring_func": "sigmoid", "norm_topk_prob": True,
+        "rope_theta": 5e6, "swa_rope_theta": 1e4, "add_swa_attention_sink_bias": True,
+    },
+}  # classes of the configs' own
+
+
+PLAIN = {**TINY, "max_position_embeddings": 4096}
+# Small ones of classes that the catalogue has none of.
+SMALL = {
+    "mimo-7b": {
+        **PLAIN, "architectures": ["MiMoForCausalLM"], "model_type": "mimo", "attention_bias": True,
+        "num_nextn_predict_layers": 1,
+    },
+    "glm-4.7-flash": {**CONFIGS["glm-4.7-flash"], "num_nextn_predict_layers": 1, "max_position_embeddings": 4096},
+    "ernie-4.5-moe": {**CONFIGS["ernie-4.5-moe"], "max_position_embeddings": 4096},
+}  # fmt: skip
 
 
 def with_mtp(model: str, tp: int = 1, more: str = "", vllm: str = "0.32"):
     """(config without quantization, architecture, settings)"""
     engine = f"tensor_parallel_size: {tp}, max_model_len: 4096, block_size: 16, {MTP}{more}"
-    read = scenario(engine, vllm, model, gpus=tp)
+    read = scenario(engine, vllm, json.dumps(SMALL[model]) if model in SMALL else model, gpus=tp)
     architecture = from_config(read.config())
-    config = {**shallow(catalog.model_config(model), architecture), **OWN.get(model, {})}
+    config = {**shallow(read.config(), architecture), **OWN.get(model, {})}
     return config, architecture, settings(read, architecture)
 
 
@@ -211,6 +232,30 @@ def test_the_mtp_layer_of_deepseek_v3_by_hand():
     assert bytes_per_token(architecture, chosen) == 62 * 576 * 2
 
 
+def test_the_mtp_layers_of_nemotron_3_ultra_by_hand():
+    # Attention, then experts between matrices of 8,192 x 2,048; the projection is split and there once.
+    config = catalog.model_config("nemotron-3-ultra")
+    attention = (2 * 64 + 2 * 2) * 128 * 8192
+    experts = 512 * 2 * 5120 * 2048 + 2 * 10_240 * 8192 + 2 * 2048 * 8192 + 512 * 8192
+    assert mtp(config).parameters == attention + experts + 2 * 8192**2 + (2 + 3) * 8192 == 11_215_609_856
+    for letters, kinds in (("*E", ["full_attention", "moe"]), ("EE*", ["moe", "moe", "attention"])):
+        named = [
+            mtp({**config, **given})
+            for given in ({"mtp_hybrid_override_pattern": letters}, {"mtp_layers_block_type": kinds})
+        ]
+        assert named[0] == named[1]
+
+
+@pytest.mark.parametrize(("given", "words"), [
+    ({"num_nextn_predict_layers": 2}, "Only one MTP layer is supported for NemotronH-MTP"),
+    ({"mtp_hybrid_override_pattern": "*M"}, "config: mtp_layers_block_type: expected attention or moe for each layer"),
+    ({"mtp_layers_block_type": "moe"}, "config: mtp_layers_block_type: expected attention or moe for each layer"),
+])  # fmt: skip
+def test_mtp_layers_that_nemotrons_class_does_not_make(given: dict[str, object], words: str):
+    with pytest.raises(UsageError, match=words):
+        mtp({**catalog.model_config("nemotron-3-ultra"), **given})
+
+
 @pytest.mark.parametrize("made_from", ["GLM-5.2", "Qwen3.5-397B-A17B", "DeepSeek-V3.1"])
 def test_a_checkpoint_may_leave_its_mtp_layers_unquantized(made_from: str):
     config = catalog.model_config(f"nvidia/{made_from}-NVFP4")
@@ -244,7 +289,6 @@ def test_mtp_takes_no_row_of_the_budget_and_computes_the_last_found_block_again(
 @pytest.mark.parametrize(("model", "engine", "words"), [
     ("llama-3.1-8b", MTP, "the MTP layers of LlamaForCausalLM are not modelled .known: DeepseekV3ForCausalLM"),
     ("kimi-k2", MTP, "the model has no MTP layers .num_nextn_predict_layers of its config"),
-    ("nvidia/NVIDIA-Nemotron-3-Ultra-550B-A55B-BF16", MTP, "the MTP layers of NemotronHForCausalLM are not modelled"),
 ])  # fmt: skip
 def test_mtp_layers_that_are_not_known_are_refused(model: str, engine: str, words: str):
     with pytest.raises(UsageError, match=words):

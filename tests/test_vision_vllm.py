@@ -88,6 +88,16 @@ def test_minimax_m3s_largest_image_and_video_are_vllms(vllm: Vllm):
         assert {kind: item.largest(length).tokens for kind, item in items.items()} == theirs
 
 
+def test_what_kimi_k3s_tower_leaves_out_is_what_vllm_takes():
+    pytest.importorskip("vllm")
+    from vllm.transformers_utils.configs.kimi_k3 import KimiK3VisionConfig
+
+    taken = vars(KimiK3VisionConfig())
+    names = {"pos_emb_height": "init_pos_emb_height", "pos_emb_width": "init_pos_emb_width"}
+    ours = multimodal.DEFAULTS["kimi_k3_vision"]
+    assert {k: taken[names.get(k, k)] for k in ours} == ours
+
+
 def test_kimi_k3s_largest_image_is_vllms():
     pytest.importorskip("vllm")
     from vllm.models.kimi_k3.common.mm_preprocess import KimiK3ProcessingInfo, navit_resize_image

@@ -137,7 +137,7 @@ def test_every_hybrid_plans_as_in_vllm(vllm: Vllm, name: str):
 
 
 @pytest.mark.parametrize("tp", [2, 4])
-@pytest.mark.parametrize("name", [n for n in CONFIGS if n not in NOT_IN_VLLM and n != "nemotron-3"])
+@pytest.mark.parametrize("name", [n for n in CONFIGS if n not in NOT_IN_VLLM])
 def test_a_rank_holds_what_vllms_own_class_makes(vllm: Vllm, name: str, tp: int):
     architecture, refusals = from_config(CONFIGS[name]), []
     for attempt in (lambda: architecture.check_split(tp), lambda: build(vllm, CONFIGS[name], max_model_len=512)):

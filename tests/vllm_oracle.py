@@ -27,7 +27,7 @@ Specs = dict[str, Any]
 # as they are, with what vLLM's own class of the text would cut off behind the decoder's layers.
 OWN_CONFIG = """
 from types import SimpleNamespace
-from transformers import LlamaConfig, PreTrainedConfig
+from transformers import LlamaConfig, PreTrainedConfig, Qwen2Config
 class StepConfig(PreTrainedConfig):
     model_type = "step3p7"
     def __init__(self, text_config=None, vision_config=None, **others):
@@ -37,6 +37,8 @@ class StepConfig(PreTrainedConfig):
         plain = {"hidden_act": "quick_gelu", "use_rope2d": True, "output_dim": None}
         self.vision_config = PreTrainedConfig(**plain | (vision_config or {}))
         super().__init__(**others)
+class MimoConfig(Qwen2Config):
+    model_type = "mimo"
 class OwnConfig(LlamaConfig):
     model_type = "nemotron-nas"
     def __init__(self, block_configs=None, **others):
@@ -138,14 +140,10 @@ def as_on_a_gpu(patched: pytest.MonkeyPatch) -> None:
     import torch
     from vllm.model_executor.layers.fused_moe import config
     from vllm.model_executor.layers.fused_moe.experts import cpu_moe
-    from vllm.model_executor.models import nemotron_h, registry
+    from vllm.model_executor.models import registry
     from vllm.models.kimi_k3.nvidia import model as kimi
     from vllm.platforms import current_platform
     from vllm.v1.attention.backends.mla.flashmla_sparse import FlashMLASparseBackend as sparse
-
-    class NoExperts(torch.nn.Module):
-        def __getattr__(self, name: str) -> Any:
-            return 0 if name.startswith("n_") or name == "experts" else super().__getattr__(name)
 
     class Gpu:
         def is_cuda_alike(self) -> bool:
@@ -171,8 +169,6 @@ def as_on_a_gpu(patched: pytest.MonkeyPatch) -> None:
     patched.setattr(config, "current_platform", Gpu())  # experts without a gate
     # No kernel of a CPU has the activations of some experts: any kernel has their tensors.
     patched.setattr(cpu_moe.CPUUnquantizedExperts, "is_supported_config", staticmethod(lambda *_: (True, None)))
-    # No kernel of a CPU has experts without a gate; they keep no cache.
-    patched.setattr(nemotron_h, "NemotronHMoE", lambda *_, **__: NoExperts())
     patched.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # else states are made float32
     patched.setattr(registry, "_run_in_subprocess", lambda ask: ask())  # seconds for each class
 

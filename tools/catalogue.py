@@ -62,7 +62,9 @@ KEPT = [
     "share_expert_dim", "moe_layers_enum", "use_head_wise_attn_gate", "attention_other_setting",
     "partial_rotary_factors", "max_seq_len", "compress_ratios", "o_groups", "o_lora_rank", "num_hash_layers",
     "hc_mult", "expert_dtype", "dense_intermediate_size", "sparse_attention_config", "num_mtp_modules",
-    "mla_use_nope", "mla_use_output_gate", "attn_res_block_size", "routed_expert_hidden_size", "latent_moe_use_norm",
+    "mtp_layers_block_type", "mtp_hybrid_override_pattern", "moe_k", "moe_num_shared_experts", "moe_layer_start_index",
+    "moe_layer_end_index", "moe_layer_interval", "mla_use_nope", "mla_use_output_gate", "attn_res_block_size",
+    "routed_expert_hidden_size", "latent_moe_use_norm",
 ]  # fmt: skip
 # Of a vision_config, and beside the two configs of a multimodal model.
 KEPT_OF_VISION = [

@@ -31,6 +31,7 @@ DENSE: dict[str, Family] = {
     "LlamaForCausalLM": _LLAMA,
     "MistralForCausalLM": Family(),
     "Qwen2ForCausalLM": Family(qkv_bias=True),
+    "MiMoForCausalLM": Family(qkv_bias=True),
     "Qwen3ForCausalLM": _QWEN3,
     "GraniteForCausalLM": _LLAMA,
     "GemmaForCausalLM": Family(tied=True),

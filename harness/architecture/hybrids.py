@@ -123,6 +123,13 @@ HYBRIDS: dict[str, Family] = {
             router_float32=True, listed="moe_layers_enum",
         ),
     ),
+    "Ernie4_5_MoeForCausalLM": Family(
+        tied=True, spelling="ernie", must_be=(("use_bias", False), ("use_moe", True)),
+        experts=Experts(
+            count="moe_num_experts", used="moe_k", shared_count="moe_num_shared_experts", correction_bias=True,
+            router_float32=True, listed="moe_layers_enum",
+        ),
+    ),
     "MiMoV2FlashForCausalLM": Family(
         qkv_bias="attention_bias", value_dim="v_head_dim", sinks="sliding", rotary=1 / 3, scheme="flags",
         flag_kinds=("full", "sliding"), keys=(("layer_flags", "hybrid_layer_pattern"),),

@@ -22,7 +22,7 @@ _TYPES = {
     "conv": STATE,
 }  # fmt: skip
 # A family whose sliding_window counts only where use_sliding_window says so.
-_NEEDS_FLAG = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM")
+_NEEDS_FLAG = ("Qwen2ForCausalLM", "MiMoForCausalLM", "Qwen3ForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM")
 
 
 @dataclass(frozen=True)

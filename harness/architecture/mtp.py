@@ -3,11 +3,12 @@
 vLLM makes them as a drafter of its own: a norm of the token's embedding and one of the decoder's output, a projection
 of both together, and one of the decoder's own layers: with full attention, and experts where the model has any, unless
 the config lists them otherwise. Embedding and lm_head are the decoder's: the copies that the class makes are dropped
-once loaded, but for Step's heads (vllm/v1/spec_decode/step3p5.py).
+once loaded, but for Step's heads (vllm/v1/spec_decode/step3p5.py). MiMo V2's first layer, the only one that is made,
+is sliding and dense; ERNIE's is a layer of Llama's; one step of a Nemotron-H passes several, each attention or experts.
 DeepSeek V4 projects the two apart, into the streams of its residual, and its layer has a window alone.
-Source: deepseek_mtp.py, glm4_moe_mtp.py, qwen3_next_mtp.py, qwen3_5_mtp.py, step3p5_mtp.py
-(vllm/model_executor/models) and nvidia/mtp.py of vllm/models/deepseek_v32 and deepseek_v4; ``_maybe_share_lm_head``
-(vllm/v1/spec_decode/llm_base_proposer.py), 0.32.
+Source: deepseek_mtp.py, glm4_moe_mtp.py, glm4_moe_lite_mtp.py, qwen3_next_mtp.py, qwen3_5_mtp.py, step3p5_mtp.py,
+mimo_mtp.py, mimo_v2_mtp.py, ernie_mtp.py, nemotron_h_mtp.py (vllm/model_executor/models) and nvidia/mtp.py of
+vllm/models/deepseek_v32 and deepseek_v4; ``_maybe_share_lm_head`` (vllm/v1/spec_decode/llm_base_proposer.py), 0.32.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ class Predictor:
     ``own_head``: every layer has an lm_head of its own. ``listed``: the config's lists that go on behind the decoder's
     layers and say what each one is; those that no list of layers with experts names have an MLP.
     ``streams``: the residual has several, and the key that counts them.
+    ``only``: how many vLLM makes, whatever the config says; ``own``: what else it reads in the config's place.
+    ``pattern``: the layers that one step passes are what this key says of each, ``kinds`` where it is missing.
+    ``norms``: those beside the projection. ``fused``: name of the projection that is there once.
     """
 
     key: str = "num_nextn_predict_layers"
@@ -43,6 +47,12 @@ class Predictor:
     own_head: bool = False
     listed: tuple[str, ...] = ()
     streams: str | None = None
+    only: int | None = None
+    own: tuple[tuple[str, Any], ...] = ()
+    pattern: str | None = None
+    kinds: tuple[str, ...] = ()
+    norms: tuple[str, ...] = ("enorm", "hnorm", "shared_head.norm")
+    fused: str = "mtp.fc"
 
 
 _BEHIND = Predictor()
@@ -53,6 +63,19 @@ PREDICTORS = {
     "DeepseekV4ForCausalLM": replace(_BEHIND, root="mtp.", streams="hc_mult"),
     "Glm4MoeForCausalLM": replace(_BEHIND, default=1),  # as transformers reads a config that doesn't say
     "Step3p5ForCausalLM": Predictor(own_head=True, listed=("layer_types", "partial_rotary_factors")),
+    "Glm4MoeLiteForCausalLM": _BEHIND,
+    "MiMoForCausalLM": Predictor(root="model.mtp_layers."),
+    "MiMoV2FlashForCausalLM": Predictor(
+        root="model.mtp.layers.", only=1, own=(("hybrid_layer_pattern", [1]), ("moe_layer_freq", [0]))
+    ),
+    "Ernie4_5_MoeForCausalLM": Predictor(  # a layer of Llama's
+        root="model.mtp_block.", own=(("architectures", ["LlamaForCausalLM"]),),
+        norms=("mtp_emb_norm", "mtp_hidden_norm"),
+    ),
+    "NemotronHForCausalLM": Predictor(
+        each=False, root="mtp.layers.", pattern="mtp_layers_block_type", kinds=("attention", "moe"),
+        fused="mtp.layers.0.eh_proj",
+    ),
     "Qwen3NextForCausalLM": _QWEN, "Qwen3_5ForCausalLM": _QWEN3_5, "Qwen3_5MoeForCausalLM": _QWEN3_5,
 }  # fmt: skip
 
@@ -78,13 +101,16 @@ def mtp(config: dict[str, Any]) -> Architecture:
             "layers, and its class fails without (IndexError, 0.32)"
         )
     read = Reader(text, {})
-    layers = read.number(found.key, found.default)
+    layers = found.only or read.number(found.key, found.default)
     if not layers:
         raise UsageError(f"engine.speculative_config: the model has no MTP layers ({found.key} of its config)")
+    if found.pattern and layers > 1:
+        raise UsageError("engine.speculative_config: Only one MTP layer is supported for NemotronH-MTP")
     before = 0 if found.root else read.count("num_hidden_layers")
     stated = config.get("quantization_config")
     plain = isinstance(stated, dict) and stated.get("quant_algo") == "NVFP4"
-    alone = _alone({**text, **_listed(text, found, before, layers)}, layers, found)
+    described = {**text, **dict(found.own), **_listed(text, found, before, layers), **_passed(text, found)}
+    alone = _alone(described, layers if found.pattern is None else len(described["layers_block_type"]), found)
     if found.streams is None:
         joined = _joined(alone, found, tuple(range(before, before + layers)), plain)
         return _behind(before, found, alone, joined)
@@ -115,6 +141,19 @@ def _listed(text: dict[str, Any], found: Predictor, before: int, layers: int) ->
     if found.listed:
         own["moe_layers_enum"] = [i - before for i in numbers(text.get("moe_layers_enum"), before)]
     return own
+
+
+def _passed(text: dict[str, Any], found: Predictor) -> dict[str, Any]:
+    """Nemotron-H: what each of the layers is that a step passes, by names or letters."""
+    if found.pattern is None:
+        return {}
+    letters = text.get("mtp_hybrid_override_pattern")
+    given = text.get(found.pattern) or list(found.kinds)
+    if isinstance(letters, str) and given == list(found.kinds):
+        given = [dict(zip("*E", found.kinds, strict=True)).get(letter, letter) for letter in letters]
+    if not isinstance(given, list) or not given or not set(map(str, given)) <= {*found.kinds, "full_attention"}:
+        raise UsageError(f"config: {found.pattern}: expected attention or moe for each layer, got {show(given)}")
+    return {"layers_block_type": ["attention" if kind == "full_attention" else kind for kind in given]}
 
 
 def _alone(text: dict[str, Any], layers: int, found: Predictor) -> Architecture:
@@ -160,11 +199,10 @@ def _joined(alone: Architecture, found: Predictor, layers: tuple[int, ...], plai
     if found.own_head:
         yield Component("shared_head.head.weight", (alone.vocab, hidden), "vocab", kind="lm_head", layers=layers)
     if found.each:
-        norms = ("enorm.weight", "hnorm.weight", "shared_head.norm.weight")
         yield Component("eh_proj.weight", (hidden, 2 * hidden), "replicated", kind="mtp", layers=layers)
-        for name in norms:
-            yield Component(name, (hidden,), "replicated", layers=layers)
+        for name in found.norms:
+            yield Component(f"{name}.weight", (hidden,), "replicated", layers=layers)
         return
-    yield Component("mtp.fc.weight", (hidden, 2 * hidden), "column", "last", quantizable=not plain, kind="mtp")
+    yield Component(f"{found.fused}.weight", (hidden, 2 * hidden), "column", "last", quantizable=not plain, kind="mtp")
     for name in ("mtp.norm", "mtp.pre_fc_norm_hidden", "mtp.pre_fc_norm_embedding"):
         yield Component(f"{name}.weight", (hidden,), "replicated", "last")

@@ -99,4 +99,18 @@ def minimax_m3(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, **flat}
 
 
-SPELLINGS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"step": step, "minimax_m3": minimax_m3}
+def ernie(config: dict[str, Any]) -> dict[str, Any]:
+    """ERNIE 4.5: the first and the last layer with experts, and every how many (``Ernie4_5_MoeDecoderLayer``)."""
+    read = Reader(config, {})
+    layers, every = read.count("num_hidden_layers", largest=100_000), read.count("moe_layer_interval", default=1)
+    last = config.get("moe_layer_end_index")
+    if last is not None and (isinstance(last, bool) or not isinstance(last, int)):
+        raise UsageError(f"config: moe_layer_end_index: expected a whole number, got {show(last)}")
+    end = layers - 1 if last in (None, -1) else min(last, layers - 1)
+    start = read.number("moe_layer_start_index", 1)
+    return {**config, "moe_layers_enum": [i for i in range(start, end + 1) if (i + 1) % every == 0]}
+
+
+SPELLINGS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "step": step, "minimax_m3": minimax_m3, "ernie": ernie,
+}  # fmt: skip
