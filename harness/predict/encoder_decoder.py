@@ -30,8 +30,8 @@ def check(scenario: Scenario, architecture: Architecture, quantization: Quantiza
         raise UsageError(f"device: cpu: {name} on this computer is not modelled")
     if engine.pipeline_parallel_size > 1:
         raise UsageError(
-            "Pipeline parallelism is not supported for this model. Supported models implement the `SupportsPP` "
-            "interface."
+            "engine.pipeline_parallel_size: Pipeline parallelism is not supported for this model. Supported models "
+            "implement the `SupportsPP` interface."
         )
     if engine.enable_prefix_caching:
         raise UsageError("engine.enable_prefix_caching: CrossAttentionManager does not support caching")
@@ -46,6 +46,7 @@ def check(scenario: Scenario, architecture: Architecture, quantization: Quantiza
         )
     if architecture.encoder_tokens > tokens:
         raise UsageError(
-            f"Chunked MM input disabled but max_tokens_per_mm_item ({architecture.encoder_tokens}) is larger than "
-            f"max_num_batched_tokens ({tokens}). Please increase max_num_batched_tokens."
+            "engine.max_num_batched_tokens: Chunked MM input disabled but max_tokens_per_mm_item "
+            f"({architecture.encoder_tokens}) is larger than max_num_batched_tokens ({tokens}). Please increase "
+            "max_num_batched_tokens."
         )
