@@ -17,6 +17,7 @@ import pytest
 
 from harness import catalog
 from harness.architecture import from_config
+from harness.catalog import engine_defaults
 from harness.errors import UsageError
 from harness.predict import kv_cache, predict
 from harness.predict.activations import activation_peak
@@ -86,8 +87,11 @@ def specs_of(own: Any) -> dict[str, Any]:
     return {name: spec for name, spec in found.items() if spec is not None}
 
 
-def resolved(model: str | dict[str, Any], engine: str = "", gpus: int = 8, gpu: str = "b200", rest: str = "") -> Any:
-    device, running = f"gpu: {{name: {gpu}, count: {gpus}}}", f'engine: {{vllm: "0.32"{engine}}}'
+def resolved(
+    model: str | dict[str, Any], engine: str = "", gpus: int = 8, gpu: str = "b200", rest: str = "",
+    version: str = "0.32",
+) -> Any:  # fmt: skip
+    device, running = f"gpu: {{name: {gpu}, count: {gpus}}}", f'engine: {{vllm: "{version}"{engine}}}'
     scenario = parse_scenario(f"name: x\nmodel: {json.dumps(model)}\n{device}\n{running}{rest}")
     architecture = from_config(scenario.config())
     return architecture, settings(scenario, architecture), scenario
@@ -163,12 +167,12 @@ MTP = ", speculative_config: {method: mtp, num_speculative_tokens: 1}"
 
 def ours(architecture: Any, chosen: Any, available: int, stage: int = 0) -> Any:
     """Blocks, tokens and concurrency by harness.predict, or the words of the refusal."""
-    block = kv_cache.bytes_per_block(architecture, chosen, stage)
-    needed, check = kv_cache.request_blocks(architecture, chosen, chosen.max_model_len) * block, available - block
+    block, charged = (f(architecture, chosen, stage) for f in (kv_cache.bytes_per_block, kv_cache.charged_per_block))
+    needed, check = kv_cache.request_blocks(architecture, chosen, chosen.max_model_len) * charged, available - block
     if check <= 0:
         return no_memory()
     if needed > check:
-        longest = kv_cache.longest_that_fits(architecture, chosen, check, block)
+        longest = kv_cache.longest_that_fits(architecture, chosen, check, charged)
         return not_enough(chosen.max_model_len, needed, check, longest)
     pool = kv_cache.pool(architecture, chosen, available // block)
     return pool.num_blocks, pool.tokens, pool.max_concurrency
@@ -218,6 +222,41 @@ def test_the_block_of_flash_by_hand():
     windows = [(127, 64), (127, 64), (7, 4), (127, 8)]  # window - 1, block: two groups of windows, two of compressors
     blocks = 131072 // 256 + sum(-(-(before + in_flight) // size) + 1 for before, size in windows)
     assert kv_cache.request_blocks(architecture, chosen, 131072) == blocks == 13_850
+
+
+@pytest.mark.parametrize(
+    ("vllm", "block", "charged"),
+    [
+        ("0.22", 22 * (37440 + 8640 + 1728), 22 * (37440 + 8640 + 1728)),
+        ("0.23", 22 * 37440 + 21 * 8640 + 20 * 1728, 22 * (37440 + 8640 + 1728)),
+        ("0.27", 1_002_240, 22 * (37440 + 8640 + 1728)),
+        ("0.29", 1_002_240, 1_002_240),
+    ],
+)
+def test_older_releases_packed_with_more_room(vllm: str, block: int, charged: int):
+    """Held against the functions of the 0.22.0, 0.23.0 and 0.25.0 to 0.31.0 wheels once, 64 cases each: equal."""
+    architecture, chosen, _ = resolved(FLASH, shares(8))
+    chosen = replace(chosen, defaults=engine_defaults(vllm))
+    assert kv_cache.bytes_per_block(architecture, chosen) == block
+    assert kv_cache.charged_per_block(architecture, chosen) == charged
+    counted = 1000 / kv_cache.pool(architecture, chosen, 1000).max_concurrency
+    asked = kv_cache.request_blocks(architecture, chosen, chosen.max_model_len)
+    assert (counted < asked) == (vllm in ("0.22", "0.23"))
+
+
+def test_a_public_refusal_comes_out_as_printed():
+    """https://github.com/vllm-project/vllm/issues/44376: vLLM 0.22 on two GH200s, LLM(), 5.44 GiB left."""
+    engine = ", entrypoint: llm, enable_expert_parallel: true, max_model_len: 30000, gpu_memory_utilization: 0.95"
+    architecture, chosen, _ = resolved(FLASH, shares(2, more=engine), 2, "gh200-96gb", version="0.22")
+    charged = kv_cache.charged_per_block(architecture, chosen)
+    needed = kv_cache.request_blocks(architecture, chosen, 30000) * charged
+    said = [  # by all that prints as 5.44 GiB, a block apart
+        not_enough(30000, needed, check, kv_cache.longest_that_fits(architecture, chosen, check, charged))
+        for check in range(round(5.435 * GIB) + 1, round(5.445 * GIB), charged)
+    ]
+    wanted = "(30000), (6.66 GiB KV cache is needed, which is larger than the available KV cache memory (5.44 GiB). "
+    assert all(wanted in words for words in said)
+    assert 0 < sum("the estimated maximum model length is 13528." in words for words in said) < len(said)
 
 
 def test_groups_of_repeats():
@@ -274,7 +313,7 @@ def test_engines_that_cannot_have_it(engine: str, gpu: str, words: str):
 
 
 def test_other_versions_and_devices():
-    for vllm, words in (("0.31", "modelled from vLLM 0.32 on, not for 0.31"), ("0.33", "")):
+    for vllm, words in (("0.21", "modelled from vLLM 0.22 on, not for 0.21"), ("0.33", "")):
         scenario = parse_scenario(f'name: x\nmodel: {FLASH}\ngpu: {{name: h200, count: 8}}\nengine: {{vllm: "{vllm}"}}')
         if words:
             with pytest.raises(UsageError, match=words):

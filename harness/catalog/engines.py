@@ -14,6 +14,7 @@ from harness.units import GIB
 
 EntryPoint = Literal["server", "llm"]
 Sampler = Literal["sort", "triton"]
+Packing = Literal["tuples", "slots", "dense", "groups"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class EngineDefaults:
     tokens_by_concurrency: bool
     caches_state_prefixes: bool  # by default, of models with recurrent states
     counts_async_batches: bool  # whether a window is charged for every batch in flight, or for one
+    page_packing: Packing  # of pages of several sizes in one block, see predict/kv_packed.py
     state_checkpoints: tuple[str, ...]  # kernels of recurrent layers whose prefill may leave a state in a block more
 
 

@@ -14,6 +14,7 @@ from harness.errors import UsageError
 from harness.ledger import Account, Entry, Ledger, LoadFigures, Phase, Term
 from harness.predict.admission import Grant, grant, start_oom
 from harness.predict.calibrated import changed
+from harness.predict.compressed_profile import READ_SINCE
 from harness.predict.estimate import Estimate
 from harness.predict.fit import rungs
 from harness.predict.settings import Settings, device_gpu, settings
@@ -142,6 +143,11 @@ def _notes(
         notes.append(
             "The out-of-memory line is a reconstruction: which allocation fails depends on the allocator's "
             "history."
+        )
+    if architecture.compressed and catalog.version_key(chosen.vllm) < catalog.version_key(READ_SINCE):
+        notes.append(
+            f"The profile of {architecture.name} is read in vLLM {READ_SINCE}: what {chosen.vllm} takes otherwise is "
+            "not known."
         )
     if catalog.version_key(chosen.vllm) > catalog.version_key(catalog.checked_version()):
         notes.append(f"vLLM {chosen.vllm} is predicted with the rules read in {catalog.rules_of(chosen.vllm)}.")

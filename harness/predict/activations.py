@@ -50,9 +50,9 @@ from dataclasses import replace
 
 from harness.architecture import Architecture, padded_vocab
 from harness.architecture.compressed import Compressed
-from harness.catalog import Gpu
+from harness.catalog import Gpu, version_key
 from harness.ledger import Term
-from harness.predict.compressed_profile import profiled
+from harness.predict.compressed_profile import READ_SINCE, profiled
 from harness.predict.encoder import encoder
 from harness.predict.estimate import Estimate
 from harness.predict.refitted import refitted
@@ -127,7 +127,8 @@ def _compressed_peak(
         max(getattr(layer, end), logits) + getattr(kept, end) + handed + getattr(c, end)
         for end, logits in zip(("low", "bytes", "high"), sampler, strict=True)
     )
-    room = round(_V2_ABOVE * likely) if settings.draft else 0  # the drafter's own pass is not read
+    unread = version_key(settings.vllm) < version_key(READ_SINCE)
+    room = round(_V2_ABOVE * likely) * (bool(settings.draft) + unread)  # nor is a drafter's own pass read
     return Estimate(
         likely, round(low * (1 - _V2_BELOW)), high + room,
         f"{layer.source}; {kept.source}; Model Runner {settings.model_runner.upper()} "

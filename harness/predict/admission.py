@@ -104,7 +104,8 @@ def grant(architecture: Architecture, settings: Settings, gpu: Gpu) -> Grant:
                 "and vLLM divides that rank's memory by the bytes of a block (ZeroDivisionError)"
             )
     fullest = min(budgets, key=lambda b: (b.available.bytes // b.block_bytes, -b.weights.bytes))
-    needed = kv_cache.request_blocks(architecture, settings, settings.max_model_len) * fullest.block_bytes
+    charged = kv_cache.charged_per_block(architecture, settings, fullest.stage)
+    needed = kv_cache.request_blocks(architecture, settings, settings.max_model_len) * charged
     # V0 has no null block, and grants whole blocks.
     check = fullest.blocks * fullest.block_bytes if settings.model_runner == "v0" else (
         fullest.available.bytes - fullest.block_bytes
@@ -190,7 +191,8 @@ def _refusal(
     if check <= 0:
         return Refusal(no_memory(), _largest(b))
     if needed > check:
-        longest = kv_cache.longest_that_fits(architecture, settings, check, b.block_bytes)
+        charged = kv_cache.charged_per_block(architecture, settings, b.stage)
+        longest = kv_cache.longest_that_fits(architecture, settings, check, charged)
         return Refusal(not_enough(settings.max_model_len, needed, check, longest), KV_CACHE)
     return None
 

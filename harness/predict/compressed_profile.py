@@ -16,6 +16,9 @@ that the indexer chooses, d bytes of the dtype:
 - No public run of 0.32 or later states its terms, so the interval is wide: at the low end no workspace of experts, and
   no room for logits; at the high end Marlin's on every GPU, and the streams a third time (``mhc_fused_post_pre``).
 
+- Before 0.32 the same law with a wider interval: what those releases take otherwise is not read. A report of 0.22 (row
+  v44376-dsv4flash-2xgh200) leaves a pool 2.1 GiB smaller than this law does.
+
 Source: vllm/models/deepseek_v4 (attention.py, nvidia/model.py, nvidia/flashmla.py, sparse_mla.py), sparse_attn_indexer
 (vllm/model_executor/layers/sparse_attn_indexer.py), ``get_max_prefill_buffer_size`` (vllm/v1/attention/backends/mla/
 indexer.py), ``MarlinExperts.workspace_shapes``, vllm/v1/worker/workspace.py, 0.32.
@@ -35,6 +38,7 @@ _LOGITS = 512 * MIB
 _SCORES = 4 * 2 * (2 * 512 + 2 * 128)  # bytes of a token: what the compressors' matrices give, at 1:4
 _KEY = 132
 _HOPPER = 9
+READ_SINCE = "0.32"
 _LONG = 256 * 1024  # tokens of max_model_len, from which the indexer's workspace has a smaller factor
 
 

@@ -11,11 +11,12 @@ from bisect import bisect_left
 from harness.architecture import FULL, MLA, Architecture
 from harness.ledger import KvPool
 from harness.predict.kv_groups import Group, groups, with_draft
+from harness.predict.kv_packed import slots_bytes, tuples_bytes
 from harness.predict.settings import Settings
 
 __all__ = [
-    "Group", "bytes_per_block", "bytes_per_token", "groups", "is_one_table", "longest_that_fits", "pool",
-    "request_blocks",
+    "Group", "bytes_per_block", "bytes_per_token", "charged_per_block", "groups", "is_one_table", "longest_that_fits",
+    "pool", "request_blocks",
 ]  # fmt: skip
 
 
@@ -41,8 +42,27 @@ def _count(members: tuple[int, ...], held: range) -> int:
 
 def bytes_per_block(architecture: Architecture, settings: Settings, stage: int = 0) -> int:
     """Bytes of one block of the pool on one rank of ``stage``: those of the group that needs most."""
-    held = with_draft(architecture, settings).stage(stage, settings.stages)
-    return max(g.bytes_on(held) for g in groups(architecture, settings))
+    packing = settings.defaults.page_packing if architecture.compressed else "groups"
+    if packing == "tuples":
+        return charged_per_block(architecture, settings, stage)
+    held, found = _held(architecture, settings, stage), groups(architecture, settings)
+    if packing == "slots":
+        return slots_bytes([g.pages_on(held) for g in found])
+    return max(g.bytes_on(held) for g in found)
+
+
+def charged_per_block(architecture: Architecture, settings: Settings, stage: int = 0) -> int:
+    """Bytes that a request is charged for each of its blocks, where vLLM asks whether it fits: those of the block, but
+    for pages of several sizes before 0.29."""
+    if architecture.compressed is None or settings.defaults.page_packing == "groups":
+        return bytes_per_block(architecture, settings, stage)
+    held, found = _held(architecture, settings, stage), groups(architecture, settings)
+    rows = next(g for g in found if g.window is None)
+    return tuples_bytes([g.pages_on(held) for g in found], rows.pages_on(held))
+
+
+def _held(architecture: Architecture, settings: Settings, stage: int) -> range:
+    return with_draft(architecture, settings).stage(stage, settings.stages)
 
 
 def request_blocks(architecture: Architecture, settings: Settings, tokens: int) -> int:
@@ -51,7 +71,10 @@ def request_blocks(architecture: Architecture, settings: Settings, tokens: int) 
 
 
 def longest_that_fits(architecture: Architecture, settings: Settings, available: int, block_bytes: int) -> int:
-    """The "estimated maximum model length" of vLLM's refusal: 0 where not even one token fits."""
+    """The "estimated maximum model length" of vLLM's refusal: 0 where not even one token fits.
+
+    ``block_bytes``: what a request is charged for a block.
+    """
     found, low, high = groups(architecture, settings), 0, settings.max_model_len
     while low < high:
         middle = (low + high + 1) // 2
@@ -62,6 +85,16 @@ def longest_that_fits(architecture: Architecture, settings: Settings, available:
     return low
 
 
+def _counted_blocks(architecture: Architecture, settings: Settings, stage: int) -> int:
+    """The blocks of a request of max_model_len that the printed concurrency counts with: to 0.26 each as large as its
+    group's pages are, beside those of the rows' group (``get_max_concurrency_for_kv_cache_config``)."""
+    if architecture.compressed is None or settings.defaults.page_packing not in ("tuples", "slots"):
+        return request_blocks(architecture, settings, settings.max_model_len)
+    held, found = _held(architecture, settings, stage), groups(architecture, settings)
+    taken = sum(g.blocks_for(settings.max_model_len, settings.in_flight_tokens) * g.bytes_on(held) for g in found)
+    return -(-taken // next(g for g in found if g.window is None).bytes_on(held))
+
+
 def pool(architecture: Architecture, settings: Settings, num_blocks: int | None, stage: int = 0) -> KvPool:
     """The pool of ``num_blocks`` (None: none is granted) with the token count and the concurrency that vLLM prints."""
     token, block = (f(architecture, settings, stage) for f in (bytes_per_token, bytes_per_block))
@@ -70,7 +103,7 @@ def pool(architecture: Architecture, settings: Settings, num_blocks: int | None,
     block_size = least * settings.decode_context_parallel_size
     if num_blocks is None:
         return KvPool(token, block, block_size, tables=len(found))
-    concurrency = num_blocks / request_blocks(architecture, settings, settings.max_model_len)
+    concurrency = num_blocks / _counted_blocks(architecture, settings, stage)
     tokens = num_blocks // len(found) * block_size
     if settings.defaults.tokens_by_concurrency:
         tokens = int(concurrency * settings.max_model_len)

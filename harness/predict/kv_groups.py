@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from harness.architecture import CHUNKED, CROSS, INDEXER, MLA, STATE, Architecture, KvLayer
 from harness.errors import UsageError
-from harness.predict.kv_packed import Pages, packed
+from harness.predict.kv_packed import Pages, packed, raised
 from harness.predict.settings import Settings
 
 UNEQUAL_PAGES = (
@@ -47,9 +47,13 @@ class Group:
         """Bytes of a block in the layer that needs most."""
         return max(self.pages)
 
+    def pages_on(self, held: range) -> tuple[int, ...]:
+        """Bytes of a block in each of the layers that are in ``held``."""
+        return self.pages[bisect_left(self.layers, held.start) : bisect_left(self.layers, held.stop)]
+
     def bytes_on(self, held: range) -> int:
         """Bytes of a block in those of the layers that are in ``held``."""
-        return sum(self.pages[bisect_left(self.layers, held.start) : bisect_left(self.layers, held.stop)])
+        return sum(self.pages_on(held))
 
     def blocks_for(self, tokens: int, in_flight: int) -> int:
         """Blocks that a request of ``tokens`` may hold at once in this group."""
@@ -120,9 +124,14 @@ def _packed(members: dict[_Spec, list[int]], settings: Settings) -> tuple[Group,
     for spec, numbers in members.items():
         _, pages = buckets.setdefault((spec.type, spec.block_size), (spec, {}))
         pages.setdefault(spec.page, []).extend(numbers)
-    found = packed([pages for _, pages in buckets.values()])
-    alike = zip(buckets.values(), found, strict=True)
-    return tuple(_group(spec, pages, settings) for (spec, _), cut in alike for pages in cut)
+    specs, all_pages = [spec for spec, _ in buckets.values()], [pages for _, pages in buckets.values()]
+    packing, rows = settings.defaults.page_packing, None
+    if packing != "groups":
+        rows = next(pages for spec, pages in buckets.values() if spec.window is None)
+    if rows is not None and packing in ("tuples", "slots"):
+        all_pages = [raised(pages, rows) for pages in all_pages]
+    alike = zip(specs, packed(all_pages, rows), strict=True)
+    return tuple(_group(spec, pages, settings) for spec, cut in alike for pages in cut)
 
 
 def _group(spec: _Spec, pages: list[tuple[int, int]], settings: Settings) -> Group:

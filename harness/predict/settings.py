@@ -36,7 +36,7 @@ LARGEST_BYTES = 2**60
 _V0_LONG_CONTEXT = 32 * 1024
 
 
-_COMPRESSED_SINCE = "0.32"  # before, its pages were packed otherwise
+_COMPRESSED_SINCE = "0.22"  # 0.20 and 0.21 had its class elsewhere, without stages of a pipeline
 _LORA_SINCE = "0.16"  # before, other classes had slots at their embeddings, and room for added words (to 0.11)
 # Model classes whose slots are equal to vLLM's own (tests/test_lora.py), and whether their embeddings have some.
 LORA_CLASSES = {
@@ -231,8 +231,7 @@ def _check_compressed(architecture: Architecture, scenario: Scenario) -> None:
         raise UsageError(f"device: cpu: what vLLM's CPU backend keeps for {architecture.name} is not modelled")
     if catalog.version_key(version) < catalog.version_key(_COMPRESSED_SINCE):
         raise UsageError(
-            f"engine.vllm: {architecture.name} is modelled from vLLM {_COMPRESSED_SINCE} on, not for {version}: its "
-            "pages were packed otherwise"
+            f"engine.vllm: {architecture.name} is modelled from vLLM {_COMPRESSED_SINCE} on, not for {version}"
         )
 
 
