@@ -16,6 +16,7 @@ from harness.predict import kv_cache
 from harness.predict.activations import activation_peak
 from harness.predict.inventory import inventory
 from harness.predict.settings import settings
+from harness.predict.unprofiled import uncounted_state
 from harness.scenario import parse_scenario
 from harness.units import GIB
 from tests.hybrid_configs import CONFIGS
@@ -266,3 +267,11 @@ def test_blocks_that_kimi_k3_chooses_from_lie_in_the_layers_path():
             found, bare = (activation_peak(a, s, gpu, stage).bytes for a, s in (with_blocks, without))
             handed = 3 * stage  # four outputs in place of one sum
             assert found - bare == (count + handed) * row
+
+
+@pytest.mark.parametrize(("tokens", "more"), [(8192, 0), (2048, 2048 * 12 * 128 * 2 + 2 * 1024 * 12 * 128**2 * 4)])
+def test_flashkdas_buffers_of_kimi_k3_come_after_the_profile(tokens: int, more: int):
+    """They lie where the experts' workspace is, 16 x T x 2 x 3,584 x 2 B, as far as that reaches."""
+    engine = f"tensor_parallel_size: 8, max_num_seqs: 1024, max_num_batched_tokens: {tokens}"
+    architecture, chosen = resolved("kimi-k3", 8192, engine, "{name: h200, count: 8}")
+    assert uncounted_state(architecture, chosen) == max(0, more - 16 * tokens * 2 * 3584 * 2)

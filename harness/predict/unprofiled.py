@@ -6,7 +6,7 @@ Bytes on one rank, beside what the budget holds; all but the slack on the last s
 from __future__ import annotations
 
 from harness.architecture import Architecture
-from harness.predict.activations import hidden_states, profiled_rows, sampler_state
+from harness.predict.activations import experts_workspace, hidden_states, profiled_rows, sampler_state
 from harness.predict.compressed_profile import index_buffers
 from harness.predict.estimate import Estimate
 from harness.predict.settings import Settings
@@ -20,6 +20,7 @@ _SLACK, _SLACK_MXFP4 = (0.31, 0.04, 2.27), (1.62, 0.32, 1.78)
 # Bytes a logit that a batch with top-k, top-p and logprobs takes beside the logits: their float32 copy, FlashInfer's
 # masked logits and probabilities (vllm/v1/worker/gpu/sample/sampler.py, 0.25 to 0.33).
 _V2_SAMPLING = 12
+_KDA_WIDTH = 128  # of a head, as FlashKDA wants it
 _V2_CHUNK = 1024  # rows: PromptLogprobsWorker, vllm/v1/worker/gpu/sample/prompt_logprob.py, 0.15 to 0.33
 
 
@@ -56,7 +57,24 @@ def uncounted_state(architecture: Architecture, settings: Settings) -> int:
     """Bytes of Model Runner V2's sampling state where the profile does not count it (before 0.27), and of what a
     backend makes with the pool."""
     rows = index_buffers(architecture.compressed, settings) if architecture.compressed else 0
+    rows += _flash_kda(architecture, settings)
     return rows + (0 if settings.defaults.v2_state_counted else sampler_state(architecture, settings))
+
+
+def _flash_kda(architecture: Architecture, settings: Settings) -> int:
+    """Bytes by which FlashKDA's buffers outgrow the experts' workspace, in whose place they are: S states twice, and T
+    tokens' outputs. The profile has no metadata and so no such prefill; the first one, in the warm-up, asks for them.
+
+    Source: ``_flashkda_buffer_specs``, vllm/models/kimi_k3/nvidia/kda.py, ``get_simultaneous``, v1/worker/workspace.py,
+    0.32. The kernel's own scratch, of compiled code, is not known.
+    """
+    states = [k.state for k in architecture.kv_kinds if k.state and k.state.kernel == "kda"]
+    if not states or "kda" not in settings.defaults.state_checkpoints:
+        return 0
+    one = max(s.recurrent for s in states) // settings.tensor_parallel_size
+    outputs = settings.max_num_batched_tokens * (one // _KDA_WIDTH) * settings.dtype_bytes
+    asked = outputs + 2 * settings.max_num_seqs * one * settings.state_dtype_bytes
+    return max(0, asked - experts_workspace(architecture, settings))
 
 
 def prompt_logprobs(architecture: Architecture, settings: Settings, prompt_tokens: int) -> Estimate:
