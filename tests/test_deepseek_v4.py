@@ -17,6 +17,7 @@ import pytest
 
 from harness import catalog
 from harness.architecture import from_config
+from harness.architecture.folder import Stored
 from harness.catalog import engine_defaults
 from harness.errors import UsageError
 from harness.predict import kv_cache, predict
@@ -24,6 +25,7 @@ from harness.predict.activations import activation_peak
 from harness.predict.admission import no_memory, not_enough
 from harness.predict.compressed_profile import index_buffers, profiled
 from harness.predict.kv_packed import packed
+from harness.predict.quantization.stored import formats_of
 from harness.predict.settings import settings
 from harness.predict.weights import tensors
 from harness.scenario import parse_scenario
@@ -121,6 +123,31 @@ def test_a_rank_holds_what_vllms_own_class_makes(vllm: Vllm, model: str, tp: int
     rotary = {id(b): b for n, b in made.named_buffers() if "cos_sin_cache" in n}
     assert sorted(tuple(b.shape) for b in rotary.values()) == sorted(architecture.rotary_shapes)
     assert all(b.element_size() == 4 for b in rotary.values()) and architecture.rotary_float32
+
+
+def test_shared_experts_are_whole_where_ranks_divide_the_tokens(vllm: Vllm):
+    from vllm.config import set_current_vllm_config
+    from vllm.models.deepseek_v4.nvidia import model
+
+    together = ", enable_expert_parallel: true, data_parallel_size: 2"
+    made, own = built(vllm, catalog.model_config(FLASH))
+    theirs = {}
+    for engines in (1, 2):
+        parallel = own.parallel_config
+        parallel.tensor_parallel_size, parallel.data_parallel_size, parallel.enable_expert_parallel = 2, engines, True
+        with as_one_of(2), set_current_vllm_config(own):
+            whole = model._use_sequence_parallel(own)
+            mlp = model.DeepseekV4MLP(256, 256, "silu", is_sequence_parallel=whole)
+        theirs[engines] = (whole, mlp.gate_up_proj.weight.shape[0])
+    assert theirs == {1: (False, 256), 2: (True, 512)}
+    _, apart, _ = resolved(FLASH, shares(2, more=", enable_expert_parallel: true"), 2)
+    architecture, chosen, _ = resolved(FLASH, shares(2, more=together), 4)
+    held = {
+        n: sum(t.bytes * t.count for t in tensors(architecture, how, 0) if t.name.startswith("shared_experts.down"))
+        for n, how in ((1, apart), (2, chosen))
+    }  # fmt: skip
+    full = [p for n, p in made.named_parameters() if "shared_experts.down_proj" in n]
+    assert held[2] == sum(p.numel() * p.element_size() for p in full) == 2 * held[1]
 
 
 @pytest.mark.parametrize("model", ["nvidia/DeepSeek-V4-Flash-NVFP4", FLASH])
@@ -340,6 +367,33 @@ def test_other_versions_and_devices():
 def test_configs_that_are_not_one(changes: dict[str, Any], words: str):
     with pytest.raises(UsageError, match=words):
         from_config({**catalog.model_config(FLASH), **changes})
+
+
+def test_mtp_beside_other_experts_is_refused():
+    """The checkpoint leaves its MTP layer in mxfp4, and vLLM would make that one's experts in nvfp4 as well."""
+    with pytest.raises(UsageError, match="MTP layers of DeepseekV4ForCausalLM beside NVFP4 experts are not modelled"):
+        resolved("nvidia/DeepSeek-V4-Pro-NVFP4", MTP)
+
+
+def test_a_copy_that_does_not_say_its_experts_is_refused():
+    with pytest.raises(UsageError, match=r"in what its experts are stored \(expert_dtype\)"):
+        catalog.model_config("sgl-project/DeepSeek-V4-Pro-FP8")
+
+
+def test_headers_tell_the_formats_of_a_local_checkpoint():
+    """The layout of the published files: experts two weights a byte with an exponent for 32, blocks with exponents."""
+    architecture = from_config(catalog.model_config(FLASH))
+    held = {"head.weight": Stored("BF16", (129280, 4096))}
+    for layer in range(43):
+        for name, rows, columns in (("attn.wq_a", 1024, 4096), ("attn.wkv", 512, 4096), ("attn.wo_b", 4096, 8192)):
+            held[f"layers.{layer}.{name}.weight"] = Stored("F8_E4M3", (rows, columns))
+            held[f"layers.{layer}.{name}.scale"] = Stored("F8_E8M0", (rows // 128, columns // 128))
+        held[f"layers.{layer}.ffn.experts.0.w1.weight"] = Stored("I8", (2048, 2048))
+        held[f"layers.{layer}.ffn.experts.0.w1.scale"] = Stored("F8_E8M0", (2048, 128))
+    found = {part: [f.name for f in formats if f] for part, formats in formats_of(held, architecture).items()}
+    assert found == {
+        "wqa_wkv.weight": ["fp8-block-e8m0"], "wo_b.weight": ["fp8-block-e8m0"], "experts.w13": ["mxfp4-pack"]
+    }  # fmt: skip
 
 
 def test_ranks_that_cannot_share_its_groups():

@@ -101,6 +101,13 @@ class Settings:
         return defaults.v2_graphs_in_budget if self.model_runner == "v2" else defaults.graphs_in_budget
 
     @property
+    def divides_tokens(self) -> bool:
+        """Whether the ranks of an engine divide its tokens before the experts, instead of each shared expert's width
+        (``_use_sequence_parallel``, vllm/models/deepseek_v4/nvidia/model.py, 0.32)."""
+        several = self.tensor_parallel_size > 1 and self.data_parallel_size > 1
+        return self.expert_parallel and several and self.pipeline_parallel_size == 1
+
+    @property
     def expert_split(self) -> tuple[int, int]:
         """(ranks that divide each expert, ranks that divide their number): all ranks of a stage do one or the other.
 

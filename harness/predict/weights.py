@@ -62,6 +62,8 @@ def tensors(architecture: Architecture, settings: Settings, stage: int) -> Itera
         tp, ep = settings.tower_ranks if component.place == "tower" else settings.tensor_parallel_size, 1
         if component.kind == "experts":
             tp, ep = settings.expert_split
+        if component.kind == "shared experts" and architecture.compressed and settings.divides_tokens:
+            tp = 1
         for kind, copies in settings.quantization.of(component, layers if in_layer else ()):
             for name, size in stored(component, architecture, kind, settings.dtype_bytes, tp, ep):
                 yield Tensor(name, size, copies if in_layer else count, in_layer)
