@@ -4,11 +4,11 @@
 
 Both send the same token ids with ``ignore_eos`` and a fixed number of tokens, to a server without a prefix cache. A
 process each, both started and warmed up before the first pair; which of a pair goes first changes (A B B A ...).
-Throughput is generated tokens by the time each says it took; ITL is between the events of a stream, both as each
-client reports them (our median of ITL is within 1 %, by its bins). What the server itself counted of tokens and
-requests shows that both sent the same. Ratios are ours by theirs, paired; the interval is that of their median, by the
-order of the pairs alone (sign test). On a computer with other work a pair waits until that takes less than ``--others``
-of a core (``--patience`` seconds in all), and pairs in which it took more are left out.
+Throughput is generated tokens by the time from the first request to the end of the last answer; ITL is between the
+events of a stream, as each client reports it (our median is within 1 %, by its bins). What the server itself counted
+of tokens and requests shows that both sent the same. Ratios are ours by theirs, paired; the interval is that of their
+median, by the order of the pairs alone (sign test). On a computer with other work a pair waits until that takes less
+than ``--others`` of a core (``--patience`` seconds in all), and pairs in which it took more are left out.
 """
 
 from __future__ import annotations
@@ -139,8 +139,11 @@ def theirs(setup: Setup) -> Turn:
     cpu_s = time.process_time() - before
     if result["failed"]:
         print(said.getvalue(), file=sys.stderr)
+    # From the first request to the last answer: its own clock begins before the gap that comes before the first.
+    sent_s, took_s = result["start_times"], result["latencies"]
+    until_s = max(s + t for s, t in zip(sent_s, took_s, strict=True)) - min(sent_s)
     return Turn(
-        result["completed"], result["failed"], result["output_throughput"],
+        result["completed"], result["failed"], result["total_output_tokens"] / until_s,
         statistics.median(result["ttfts"]), statistics.median(g for gaps in result["itls"] for g in gaps), cpu_s,
     )  # fmt: skip
 
