@@ -109,9 +109,10 @@ def _need_sentence(load: Load, predicted: Account) -> str:
         who = f"requests that come {_rate(load)} a second"
     tokens = sum(r.prompt_tokens + r.output_tokens for r in stream(load)) / load.requests
     size = f" ({human(needed * kv.bytes_per_block)})" if kv.bytes_per_block else ""
+    taken = f"blocks for {needed * kv.block_size:,} tokens" if kv.one_table else f"{needed:,} blocks"
     return (
-        f"Under load {who} with {tokens:,.0f} tokens each would take blocks for {needed * kv.block_size:,} tokens at "
-        f"the peak, {_times(needed / kv.usable_blocks)} the pool{size}."
+        f"Under load {who} with {tokens:,.0f} tokens each would take {taken} at the peak, "
+        f"{_times(needed / kv.usable_blocks)} the pool{size}."
     )
 
 

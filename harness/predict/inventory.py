@@ -78,7 +78,10 @@ class Inventory:
             "components": [{"name": p.name, "parameters": p.parameters, "bytes": p.bytes} for p in self.parts],
             "kv": {
                 "kinds": list(dict.fromkeys(k.kind for k in a.kv_kinds)),
-                "layers": [{"kind": k.kind, "window": k.window, "layers": len(n)} for k, n in a.kv_kinds.items()],
+                "layers": [
+                    {"kind": k.kind, "window": k.window, "tokens_per_row": k.tokens_per_row, "layers": len(n)}
+                    for k, n in a.kv_kinds.items()
+                ],
                 "bytes_per_token": self.kv_bytes_per_token,
                 "state_bytes": self.state_bytes,
                 "encoder_bytes": self.encoder_bytes,
