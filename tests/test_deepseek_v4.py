@@ -221,6 +221,18 @@ def test_the_pool_is_planned_as_in_vllm(vllm: Vllm, model: str, kv_dtype: str, t
     assert any("estimated maximum model length is" in a for a in answers if isinstance(a, str))
 
 
+@pytest.mark.parametrize(
+    "ratios", [[0, 4, 128, 4, 128, 0], [4, 4, 128], [0, 4, 128, 128, 4, 4, 0, 128, 0, 0, 0], [4, 4, 4], [0, 1, 0]]
+)  # fmt: skip
+def test_other_layouts_are_grouped_as_in_vllm(vllm: Vllm, ratios: list[int]):
+    config = {**catalog.model_config(FLASH), "num_hidden_layers": len(ratios), "compress_ratios": [*ratios, 0]}
+    _, own = built(vllm, config)
+    for length, available in ((4096, GIB // 4), (65536, 2 * GIB + 12345), (1048576, GIB)):
+        architecture, chosen, _ = resolved(config, shares(1, more=f", max_model_len: {length}"), 1)
+        expected = vllm.plan([specs_of(own)], [available], length, in_flight=chosen.in_flight_tokens, layout="BLHNC")
+        assert ours(architecture, chosen, available) == expected
+
+
 @pytest.mark.parametrize("model", [FLASH, PRO])
 def test_the_stages_of_a_pipeline_share_the_groups(vllm: Vllm, model: str):
     architecture, chosen, _ = resolved(model, shares(1, 4, ", max_model_len: 65536"), 4)
@@ -357,6 +369,7 @@ def test_other_versions_and_devices():
         ({"compress_ratios": [0, 4]}, "compress_ratios: expected a number for each of 43 layers"),
         ({"compress_ratios": [2] * 43}, "compress_ratios: expected 0, 1, 4 or 128, got 2"),
         ({"compress_ratios": None}, "compress_ratios: expected a number for each"),
+        ({"compress_ratios": [128] * 43}, "compress_ratios: 128 without 4 in other layers"),
         ({"head_dim": 256}, "head_dim: vLLM's kernels have 512 alone, got 256"),
         ({"vision_n_layers": 12}, "vision_n_layers: DeepSeek V4 with a vision tower"),
         ({"sliding_window": None}, "sliding_window: missing"),

@@ -54,6 +54,8 @@ def compressed(read: Reader, layers: int) -> Compressed:
     for ratio in ratios:
         if isinstance(ratio, bool) or ratio not in (0, INDEXED, DEEP):
             raise UsageError(f"config: compress_ratios: expected 0, 1, {INDEXED} or {DEEP}, got {show(ratio)}")
+    if DEEP in ratios and INDEXED not in ratios:
+        raise UsageError(f"config: compress_ratios: {DEEP} without {INDEXED} in other layers is not supported yet")
     for key, only in (("head_dim", _HEAD), ("index_head_dim", _INDEX_HEAD)):
         if read.count(key) != only:
             raise UsageError(f"config: {key}: vLLM's kernels have {only} alone, got {read.count(key)}")
