@@ -146,6 +146,11 @@ def _pace(record: RunRecord) -> Iterator[str]:
         )
 
 
+def sent_ns(record: RunRecord, requests: pd.DataFrame) -> pd.Series[Any]:
+    """When the time of each request begins: users who start together were held back until the scheduler went on."""
+    return requests["sent_ns"].clip(lower=record.marks.get(RESUMED, 0))
+
+
 def _latencies(record: RunRecord) -> dict[str, Any]:
     """Of the requests that were answered, as the client saw it; none where time meant nothing (a stand-in unpaced)."""
     if record.mode != "measured" and not record.manifest.get("paced"):
@@ -154,8 +159,7 @@ def _latencies(record: RunRecord) -> dict[str, Any]:
     frame = frame[frame["status"] == "ok"]
     if frame.empty:
         return {}
-    first, end, sent = (frame[f"{what}_ns"] for what in ("first", "end", "sent"))
-    sent = sent.clip(lower=record.marks.get(RESUMED, 0))  # users who start together were held back until then
+    first, end, sent = frame["first_ns"], frame["end_ns"], sent_ns(record, frame)
     more = frame["tokens_out"] > 1
     seconds = float(end.max() - sent.min()) / 1e9
     figures: dict[str, Any] = {

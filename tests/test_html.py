@@ -117,6 +117,16 @@ def test_a_picture_is_drawn_only_of_what_was_recorded(tmp_path: Path) -> None:
     assert drawn(recorded("smollm2_cpu-measured")) == {"memory", "load", "waits"}
 
 
+def test_waits_begin_where_the_tables_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Users who start together are held back at first: that is no time to a first token."""
+    reading, drawn = recorded("smollm2_cpu-measured"), []
+    monkeypatch.setattr(charts, "_waits", lambda done: drawn.append(done) or charts._figure(1)[0])
+    charts.waits(reading)
+    mean = ((drawn[0]["first_ns"] - drawn[0]["sent_ns"]) / 1e9).mean()
+    told = next(f.measured for f in reading.comparison.figures if f.figure == "ttft_mean_s")
+    assert mean == pytest.approx(told)
+
+
 def test_peaks_survive_in_a_long_timeline() -> None:
     svg = CHARTS["load"](recorded("70b_8k_int4-rehearsal"))
     assert svg is not None and "all 3,232 blocks" in words(svg) and len(svg) < 150_000

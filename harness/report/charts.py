@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from harness.compare import Comparison
 from harness.device_ledger import device_samples
 from harness.ledger import ADDITIVE, TRAINING_STATED, Account, Term
+from harness.measure import sent_ns
 from harness.predict.overhead import cuda_total
 from harness.predict.settings import device_gpu
 from harness.report import bars
@@ -79,6 +80,7 @@ def waits(reading: Reading) -> str | None:
     if requests is None or not any(f.figure == "ttft_mean_s" and f.measured for f in reading.comparison.figures):
         return None
     done = requests[requests["status"] == "ok"].dropna(subset=["sent_ns", "first_ns", "end_ns"])
+    done = done.assign(sent_ns=sent_ns(reading.record, done))
     return _svg(lambda: _waits(done), "Share of requests answered by time") if len(done) > 1 else None
 
 
@@ -234,10 +236,13 @@ def _gpus(reading: Reading, begin: int) -> Figure:
         axes.step(when, bars.resample(list(held), _SLICES), where="post", linewidth=1.2, label=f"GPU {n}")
         top = max(top, float(samples["total_bytes"].iloc[-1]) / GIB)
     axes.axhline(top, color=_LIMIT, linestyle="--", linewidth=1.2)
+    shown: dict[int, str] = {}  # of marks at one moment the last
     for mark, at in reading.record.marks.items():
         if at >= begin:
-            axes.axvline((at - begin) / 1e9, color=_GREY, linewidth=0.6, linestyle=":")
-            axes.text((at - begin) / 1e9, top, f" {mark.replace('_', ' ')}", rotation=90, va="top", ha="right", size=7)
+            shown[at] = f" {mark.replace('_', ' ')}"
+    for at, words in shown.items():
+        axes.axvline((at - begin) / 1e9, color=_GREY, linewidth=0.6, linestyle=":")
+        axes.text((at - begin) / 1e9, top, words, rotation=90, va="top", ha="right", size=7)
     axes.legend(frameon=False, labelcolor=_GREY, loc="lower right")
     axes.set_ylim(0, 1.05 * top)
     axes.set_xlim(left=0)
