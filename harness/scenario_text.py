@@ -259,6 +259,7 @@ _KINDS = {
     "bool_type": "true or false",
     "model_type": "a mapping",
     "dict_type": "a mapping",
+    "list_type": "a list",
 }
 _BOUNDS = {
     "greater_than": ("above", "gt"),
@@ -284,7 +285,8 @@ def explain(
         path, models = _resolve(fault["loc"], model, tags)
         if fault["type"].startswith("union_tag"):
             path = (*path, "distribution")
-        problems.append(Problem(locate(path), key_text(path), _words(fault, path, models, tags)))
+        named = path[:-1] if path and path[-1] == "[key]" else path
+        problems.append(Problem(locate(path), key_text(named), _words(fault, path, models, tags)))
     return in_order(problems)
 
 
@@ -360,6 +362,12 @@ def _words(fault: Any, path: tuple[Any, ...], models: list[type[BaseModel]], tag
         return f"expected {word} {bound:,}, got {show(value)}"
     if kind == "string_too_long":
         return f"expected at most {context['max_length']:,} characters, got {len(value):,}"
+    if kind in ("too_short", "too_long"):
+        least = kind == "too_short"
+        bound = context["min_length" if least else "max_length"]
+        return f"expected {'at least' if least else 'at most'} {bound:,} in the list, got {context['actual_length']:,}"
+    if path and path[-1] == "[key]":
+        return f"expected a name of small letters, digits and '_', got {show(value)}"
     if kind in ("string_too_short", "string_pattern_mismatch"):
         return f"expected{describe.removeprefix(':')}, got {show(value)}"
     if kind == "value_error":

@@ -414,6 +414,11 @@ def test_set_changes_one_key() -> None:
 
 SETS = [
     ("engine.max_modell_len=4", "--set engine.max_modell_len: unknown key; did you mean 'max_model_len'?"),
+    ("engine.cudagraph_capture_sizes=[]",
+     "--set engine.cudagraph_capture_sizes: expected at least 1 in the list, got 0"),
+    ("engine.cudagraph_capture_sizes=1,2", '--set engine.cudagraph_capture_sizes: expected a list, got "1,2"'),
+    ("engine.arguments={a b: 1}",
+     '--set engine.arguments: engine.arguments.a b: expected a name of small letters, digits and \'_\', got "a b"'),
     ("engine.max_model_len=x", '--set engine.max_model_len: expected a whole number, got "x"'),
     ("engine.max_model_len", "--set engine.max_model_len: expected KEY=VALUE, such as engine.max_model_len=4096"),
     ("=3", "--set =3: expected KEY=VALUE, such as engine.max_model_len=4096"),

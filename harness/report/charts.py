@@ -242,7 +242,7 @@ def _gpus(reading: Reading, begin: int) -> Figure:
             shown[at] = f" {mark.replace('_', ' ')}"
     for at, words in shown.items():
         axes.axvline((at - begin) / 1e9, color=_GREY, linewidth=0.6, linestyle=":")
-        axes.text((at - begin) / 1e9, top, words, rotation=90, va="top", ha="right", size=7)
+        axes.text((at - begin) / 1e9, top / 2, words, rotation=90, va="center", ha="right", size=7)
     axes.legend(frameon=False, labelcolor=_GREY, loc="lower right")
     axes.set_ylim(0, 1.05 * top)
     axes.set_xlim(left=0)
