@@ -22,7 +22,8 @@ from harness.errors import UsageError
 AUXILIARY = 3  # layers whose hidden states EAGLE3 takes, where its config doesn't say
 # Classes that hand out no hidden states of their layers (``SupportsEagle3``, vllm/model_executor/models, 0.32).
 WITHOUT_EAGLE3 = (
-    "CohereForCausalLM", "Cohere2ForCausalLM", "DeciLMForCausalLM", "Exaone4ForCausalLM", "FalconForCausalLM",
+    "CohereForCausalLM", "Cohere2ForCausalLM", "DeciLMForCausalLM", "Ernie4_5_MoeForCausalLM", "Exaone4ForCausalLM",
+    "FalconForCausalLM",
     "FalconH1ForCausalLM", "GPT2LMHeadModel", "Gemma2ForCausalLM", "Gemma3ForCausalLM",
     "Gemma3ForConditionalGeneration", "Gemma3nForCausalLM", "GemmaForCausalLM", "Glm4ForCausalLM",
     "Glm4MoeForCausalLM", "Glm4MoeLiteForCausalLM", "Glm4vForConditionalGeneration",
