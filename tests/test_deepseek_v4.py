@@ -281,6 +281,9 @@ def test_older_releases_packed_with_more_room(vllm: str, block: int, charged: in
     counted = 1000 / kv_cache.pool(architecture, chosen, 1000).max_concurrency
     asked = kv_cache.request_blocks(architecture, chosen, chosen.max_model_len)
     assert (counted < asked) == (vllm in ("0.22", "0.23"))
+    windows, chosen, _ = resolved({**catalog.model_config(FLASH), "compress_ratios": [0] * 44}, shares(8))
+    chosen = replace(chosen, defaults=engine_defaults(vllm))  # nothing but windows: pages of one size
+    assert kv_cache.bytes_per_block(windows, chosen) == kv_cache.charged_per_block(windows, chosen) == 43 * 37440
 
 
 def test_a_public_refusal_comes_out_as_printed():

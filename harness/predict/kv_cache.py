@@ -10,7 +10,7 @@ from bisect import bisect_left
 
 from harness.architecture import FULL, MLA, Architecture
 from harness.ledger import KvPool
-from harness.predict.kv_groups import Group, groups, with_draft
+from harness.predict.kv_groups import Group, groups, packing, with_draft
 from harness.predict.kv_packed import slots_bytes, tuples_bytes
 from harness.predict.settings import Settings
 
@@ -42,11 +42,11 @@ def _count(members: tuple[int, ...], held: range) -> int:
 
 def bytes_per_block(architecture: Architecture, settings: Settings, stage: int = 0) -> int:
     """Bytes of one block of the pool on one rank of ``stage``: those of the group that needs most."""
-    packing = settings.defaults.page_packing if architecture.compressed else "groups"
-    if packing == "tuples":
+    how = packing(architecture, settings)
+    if how == "tuples":
         return charged_per_block(architecture, settings, stage)
     held, found = _held(architecture, settings, stage), groups(architecture, settings)
-    if packing == "slots":
+    if how == "slots":
         return slots_bytes([g.pages_on(held) for g in found])
     return max(g.bytes_on(held) for g in found)
 
@@ -54,11 +54,12 @@ def bytes_per_block(architecture: Architecture, settings: Settings, stage: int =
 def charged_per_block(architecture: Architecture, settings: Settings, stage: int = 0) -> int:
     """Bytes that a request is charged for each of its blocks, where vLLM asks whether it fits: those of the block, but
     for pages of several sizes before 0.29."""
-    if architecture.compressed is None or settings.defaults.page_packing == "groups":
+    if packing(architecture, settings) == "groups":
         return bytes_per_block(architecture, settings, stage)
     held, found = _held(architecture, settings, stage), groups(architecture, settings)
-    rows = next(g for g in found if g.window is None)
-    return tuples_bytes([g.pages_on(held) for g in found], rows.pages_on(held))
+    # A group without a layer of the stage is not cut to it.
+    pages = {g: g.pages_on(held) or g.pages for g in found}
+    return tuples_bytes([*pages.values()], pages[next(g for g in found if g.window is None)])
 
 
 def _held(architecture: Architecture, settings: Settings, stage: int) -> range:
@@ -88,11 +89,12 @@ def longest_that_fits(architecture: Architecture, settings: Settings, available:
 def _counted_blocks(architecture: Architecture, settings: Settings, stage: int) -> int:
     """The blocks of a request of max_model_len that the printed concurrency counts with: to 0.26 each as large as its
     group's pages are, beside those of the rows' group (``get_max_concurrency_for_kv_cache_config``)."""
-    if architecture.compressed is None or settings.defaults.page_packing not in ("tuples", "slots"):
+    if packing(architecture, settings) not in ("tuples", "slots"):
         return request_blocks(architecture, settings, settings.max_model_len)
     held, found = _held(architecture, settings, stage), groups(architecture, settings)
-    taken = sum(g.blocks_for(settings.max_model_len, settings.in_flight_tokens) * g.bytes_on(held) for g in found)
-    return -(-taken // next(g for g in found if g.window is None).bytes_on(held))
+    page = {g: g.bytes_on(held) or sum(g.pages) for g in found}
+    taken = sum(g.blocks_for(settings.max_model_len, settings.in_flight_tokens) * page[g] for g in found)
+    return -(-taken // page[next(g for g in found if g.window is None)])
 
 
 def pool(architecture: Architecture, settings: Settings, num_blocks: int | None, stage: int = 0) -> KvPool:

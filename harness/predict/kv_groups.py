@@ -14,6 +14,7 @@ from bisect import bisect_left
 from dataclasses import dataclass, replace
 
 from harness.architecture import CHUNKED, CROSS, INDEXER, MLA, STATE, Architecture, KvLayer
+from harness.catalog.engines import Packing
 from harness.errors import UsageError
 from harness.predict.kv_packed import Pages, packed, raised
 from harness.predict.settings import Settings
@@ -105,7 +106,7 @@ def groups(architecture: Architecture, settings: Settings) -> tuple[Group, ...]:
     for layer, where in kinds.items():
         members.setdefault(_spec(layer, settings), []).extend(where)
     if any(layer.align for layer in kinds):
-        return _packed(members, settings)
+        return _packed(members, settings, packing(architecture, settings))
     if len({(s.type, s.block_size) for s in members}) == 1:
         pages = sorted((number, s.page) for s, numbers in members.items() for number in numbers)
         return (_group(next(iter(members)), pages, settings),)
@@ -119,16 +120,22 @@ def groups(architecture: Architecture, settings: Settings) -> tuple[Group, ...]:
     return tuple(found)
 
 
-def _packed(members: dict[_Spec, list[int]], settings: Settings) -> tuple[Group, ...]:
+def packing(architecture: Architecture, settings: Settings) -> Packing:
+    """How pages of several sizes lie in a block; where there are none, as in the newest release."""
+    rows = architecture.compressed
+    return settings.defaults.page_packing if rows is not None and any(rows.ratios) else "groups"
+
+
+def _packed(members: dict[_Spec, list[int]], settings: Settings, how: Packing) -> tuple[Group, ...]:
     buckets: dict[tuple[tuple[str, int | None], int], tuple[_Spec, Pages]] = {}
     for spec, numbers in members.items():
         _, pages = buckets.setdefault((spec.type, spec.block_size), (spec, {}))
         pages.setdefault(spec.page, []).extend(numbers)
     specs, all_pages = [spec for spec, _ in buckets.values()], [pages for _, pages in buckets.values()]
-    packing, rows = settings.defaults.page_packing, None
-    if packing != "groups":
+    rows = None
+    if how != "groups":
         rows = next(pages for spec, pages in buckets.values() if spec.window is None)
-    if rows is not None and packing in ("tuples", "slots"):
+    if rows is not None and how in ("tuples", "slots"):
         all_pages = [raised(pages, rows) for pages in all_pages]
     alike = zip(specs, packed(all_pages, rows), strict=True)
     return tuple(_group(spec, pages, settings) for spec, cut in alike for pages in cut)
