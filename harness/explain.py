@@ -28,6 +28,8 @@ def explain(scenario: Scenario, predicted: Account, comparison: Comparison) -> l
         return _not_started(scenario, predicted, comparison)
     if verdicts[RungName.STARTS] is None:
         return ["The folder holds no prediction that can be read, so there is nothing to compare with."]
+    if predicted.ledger.bytes_of(Term.WEIGHTS) is None:
+        return ["It started. Nothing is predicted for it, and the notes say why."]
     words = [_idle_sentence(scenario, predicted)]
     if scenario.load is None:
         return [*words, "The scenario states no load, so nobody asked whether it holds one."]

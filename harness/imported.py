@@ -19,6 +19,8 @@ from harness.engines import log, log_config, log_figures
 from harness.errors import Problem, RecordError, ScenarioError, UsageError
 from harness.ledger import Account, Phase
 from harness.predict import predict
+from harness.predict.overhead import cuda_total
+from harness.predict.settings import device_gpu
 from harness.scenario import Scenario, parse_scenario
 
 MODE = "imported"
@@ -151,11 +153,16 @@ def scenario(
         "engine": {**({"vllm": _modelled(stated.version)} if stated.version else {}), **engine},
     }
     try:
-        return parse_scenario(json.dumps(data), str(path), Path(), overrides)
+        made = parse_scenario(json.dumps(data), str(path), Path(), overrides)
     except ScenarioError as error:  # the line would be that of a text which nobody sees
         raise ScenarioError(
             p if p.where.startswith("--set") else Problem(str(path), p.key, p.message) for p in error.problems
         ) from None
+    seen, device = _cuda_total(start), device_gpu(made)
+    if seen is not None and device is not None and abs(cuda_total(device).bytes - seen) > seen // 10:
+        size = cuda_total(device).bytes / 2**30
+        raise UsageError(f"{path}: did not run on {device.name}, of {size:.2f} GiB: {_alike(start)[2:-1]}")
+    return made
 
 
 def _modelled(version: str) -> str:
@@ -179,9 +186,13 @@ def _named(name: str | None) -> str | None:
         return None
 
 
+def _cuda_total(start: Start) -> int | None:
+    return next((w["cuda_total_bytes"] for w in log_figures.read(start.lines) if "cuda_total_bytes" in w), None)
+
+
 def _alike(start: Start) -> str:
     """Which GPUs of the catalogue have the memory that the log states."""
-    total = next((w["cuda_total_bytes"] for w in log_figures.read(start.lines) if "cuda_total_bytes" in w), None)
+    total = _cuda_total(start)
     if total is None:
         return ""
     near = [g.name for g in catalog.gpus() if g.cuda_total_bytes and abs(g.cuda_total_bytes - total) < 2**23]

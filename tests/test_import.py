@@ -220,7 +220,8 @@ def test_a_version_that_is_not_modelled_is_still_read(tmp_path: Path) -> None:
     assert ran.code == 0, ran.err
     assert ran.document["prediction"]["terms"]["weights"]["bytes"] is None
     assert ran.document["measurement"]["terms"]["weights"]["bytes"] == round(14.9888 * GIB)
-    assert "vLLM 0.5.4: versions before 0.6.4" in bench("report", ran.folder).out
+    shown = bench("report", ran.folder).out
+    assert "vLLM 0.5.4: versions before 0.6.4" in shown and "It started. Nothing is predicted for it" in shown
 
 
 # -- as a user does it ---------------------------------------------------------------------------------
@@ -335,6 +336,8 @@ def test_the_gpu_that_the_log_names_or_resembles(tmp_path: Path) -> None:
     assert gpu is not None and gpu.name == "h100-sxm-80gb"
     told = run(LOGS / "v0_0.6.6.log", "--out", tmp_path)
     assert "CUDA sees 79.19 GiB on it, as on h100-sxm-80gb" in told
+    other = run(LOGS / "v0_0.6.6.log", "--gpu", "l4-24gb", "--out", tmp_path)
+    assert "did not run on l4-24gb, of " in other and other.endswith("CUDA sees 79.19 GiB on it, as on h100-sxm-80gb")
 
 
 def test_a_path_or_a_name_in_a_log_leads_nowhere(tmp_path: Path) -> None:

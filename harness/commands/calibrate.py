@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from harness.errors import LoadfitError, MachineError, UsageError
+from harness.errors import LoadfitError, RecordError, UsageError
 from harness.units import GIB, MIB
 
 if TYPE_CHECKING:
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 # What the bytes of graphs grow with, by what they are alike in.
 _UNITS = {"experts": "sizes", "graphs": "layers x graphs", "layers": "layers"}
+
+
+HEAD = "# Written by bench calibrate"  # of a file that may be written over
 
 
 @click.command()
@@ -50,9 +53,11 @@ def calibrate(
     found = fitted(_read(runs, model, gpu, overrides), datetime.date.today())
     path = out or Path(f"{found.device.replace(' ', '-')}-vllm-{found.vllm}.yaml")
     try:
+        if path.is_file() and path.stat().st_size and not path.read_bytes().startswith(HEAD.encode()):
+            raise UsageError(f"--out: {path} is there and is no calibration: name another file")  # `--out logs/*.log`
         path.write_text(_yaml(found), encoding="utf-8")
     except OSError as error:
-        raise MachineError(f"{path} can't be written: {error.strerror}") from None
+        raise RecordError(f"{path} can't be written: {error.strerror}") from None
     if as_json:
         click.echo(json.dumps({"schema": 1, "file": str(path), **found.model_dump()}, indent=1))
     else:
@@ -89,7 +94,7 @@ def _yaml(found: Calibration) -> str:
     yaml, out = YAML(), io.StringIO()
     yaml.width = 110
     yaml.dump(found.model_dump(exclude_defaults=True), out)
-    return "# Written by bench calibrate; sizes in bytes. bench run SCENARIO --calibration FILE\n" + out.getvalue()
+    return HEAD + "; sizes in bytes. bench run SCENARIO --calibration FILE\n" + out.getvalue()
 
 
 def _show(found: Calibration) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from harness.errors import UsageError
 from harness.units import GIB
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ def evidence(as_json: bool, markdown: bool) -> None:
       bench evidence
       bench evidence --json
     """
+    if as_json and markdown:
+        raise UsageError("--json and --markdown: one of them at most")
     from harness import evidence as proof
 
     runs = proof.compared()
