@@ -149,7 +149,7 @@ def test_kv_heads_scale_the_cache() -> None:
     rows = figures("kv-heads", 0, "kv_heads")
     assert [rows[n]["kv_bytes_per_token"] for n in (64, 8, 1)] == [2 * 80 * n * 128 * 2 for n in (64, 8, 1)]
     assert rows[8]["pool_tokens"] / rows[64]["pool_tokens"] > 8  # the pool grows too: smaller k and v matrices
-    assert rows[8]["requests"] == pytest.approx(12.63, abs=0.01)  # as docs/memory-model.md has it by hand
+    assert rows[8]["requests"] == pytest.approx(12.51, abs=0.01)  # as docs/memory-model.md has it by hand
 
 
 def test_retrieval_costs_cache_and_adapters_weights() -> None:

@@ -21,7 +21,8 @@ from tests.vllm_oracle import Vllm, build, vllm_on_meta
 
 MODELS = (
     "llama-3.1-8b", "llama-3.2-1b", "mistralai/Mistral-7B-v0.1", "granite-3.1-8b", "qwen2.5-7b", "qwen2.5-0.5b",
-    "qwen3-8b", "qwen3-0.6b", "gemma-2b", "gemma-2-9b",
+    "qwen3-8b", "qwen3-0.6b", "gemma-2b", "gemma-2-9b", "qwen3-30b-a3b", "mistralai/Mixtral-8x7B-v0.1",
+    "allenai/OLMoE-1B-7B-0924",
 )  # fmt: skip
 
 
@@ -65,8 +66,23 @@ def test_ranks_share_the_outputs_of_b_and_the_inputs_of_a():
 
 @pytest.fixture(scope="module")
 def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm]:
-    with vllm_on_meta(tmp_path_factory.mktemp("lora"), catalog.model_config("llama-3.2-1b")) as found:
+    folder, config = tmp_path_factory.mktemp("lora"), catalog.model_config("qwen3-30b-a3b")
+    with vllm_on_meta(folder, config) as found, pytest.MonkeyPatch.context() as patched:
+        without_kernels(patched)
         yield found
+
+
+def without_kernels(patched: pytest.MonkeyPatch) -> None:
+    """Experts' adapters ask for a kernel that takes them, which no CPU has; their slots need none."""
+    from vllm.lora.layers import BaseLayerWithLoRA, fused_moe
+
+    def made(self: Any, base: Any) -> None:
+        BaseLayerWithLoRA.__init__(self)
+        self.base_layer, self.moe_config, self.device = base, base.moe_config, "meta"
+        self.tp_size, self.tp_rank, self._w13_slices = 1, 0, 2 if base.moe_config.is_act_and_mul else 1
+
+    patched.setattr(fused_moe.FusedMoEWithLoRA, "__init__", made)
+    patched.setattr(fused_moe.FusedMoEWithLoRA, "set_mapping", lambda *_: None)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -103,7 +119,8 @@ def count(stacked: Any) -> int:
     ("model", "engine", "said"),
     [
         ("falcon-7b", "enable_lora: true", "the slots of FalconForCausalLM are not modelled (known: LlamaForCausalLM,"),
-        ("qwen3-30b-a3b", "enable_lora: true", "the slots of Qwen3MoeForCausalLM are not modelled"),
+        ("deepseek-v2-lite", "enable_lora: true", "the slots of DeepseekV2ForCausalLM are not modelled"),
+        ("qwen3-30b-a3b", "enable_lora: true, enable_expert_parallel: true", "beside experts divided by number"),
     ],
 )
 def test_slots_that_are_not_known_are_refused(model: str, engine: str, said: str):
@@ -115,6 +132,14 @@ def test_slots_that_are_not_known_are_refused(model: str, engine: str, said: str
 def test_older_releases_are_refused_and_stray_keys_too():
     run = parse_scenario("name: x\nmodel: qwen2.5-7b\ngpu: {name: h100}\nengine: {vllm: '0.15', enable_lora: true}\n")
     with pytest.raises(UsageError, match=r"modelled from vLLM 0\.16 on, not for 0\.15"):
+        settings(run)
+    run = parse_scenario("name: x\nmodel: mixtral-8x7b\ngpu: {name: h100}\nengine: {vllm: '0.18', enable_lora: true}\n")
+    with pytest.raises(UsageError, match=r"modelled beside experts from vLLM 0\.19 on, not for 0\.18"):
+        settings(run)
+    run = parse_scenario(
+        "name: x\nmodel: mixtral-8x7b\nweights: {format: fp8}\ngpu: {name: h100}\nengine: {enable_lora: true}\n"
+    )
+    with pytest.raises(UsageError, match="beside experts in fp8 it is not modelled"):
         settings(run)
     with pytest.raises(ScenarioError, match="max_loras: without enable_lora: true there are no adapters"):
         scenario("qwen2.5-7b", "max_loras: 4")

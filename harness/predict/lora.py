@@ -4,12 +4,13 @@
     B of a slice: max_loras x outputs x rank       of a column-split layer the rank's share of the outputs
 
 A packed layer has a slice for each of its parts (q, k, v; gate, up). Models that name embedding modules have slots
-there too: the vocabulary is whole on every rank. By hand, Llama-3.1-8B with one adapter of rank 16, one rank: a layer's
+there too: the vocabulary is whole on every rank. Experts have slots one by one, and so has their router. By hand,
+Llama-3.1-8B with one adapter of rank 16, one rank: a layer's
 linear layers have 16 x (3 x 4,096 + 6,144 + 2 x 4,096 + 2 x 4,096 + 28,672 + 14,336 + 4,096) = 1,310,720 elements; 32
 of them, and 16 x 2 x (128,256 + 4,096) for embedding and lm_head: 46,178,304, 88 MiB in bf16. They are made when the
 model is loaded, so vLLM logs them with the weights.
 Source: ``create_lora_weights`` of vllm/lora/layers (base_linear.py, column_parallel_linear.py, logits_processor.py,
-vocab_parallel_embedding.py) and ``LoRAModelManager._create_lora_modules``, 0.32.
+vocab_parallel_embedding.py, fused_moe.py) and ``LoRAModelManager._create_lora_modules``, 0.32.
 """
 
 from __future__ import annotations
@@ -35,7 +36,14 @@ def slots(component: Component, architecture: Architecture, settings: Settings) 
                 yield "LoRA of lm_head.weight", one * vocab
                 yield "LoRA of lm_head.weight", one * hidden
         return
-    if not component.quantizable or len(component.shape) != 2:
+    if component.kind == "experts":
+        count, outputs, inputs = component.on_rank(*settings.expert_split)
+        slices = 2 if component.name == "experts.w13" and architecture.gated else 1
+        for _ in range(slices):
+            yield f"LoRA of {component.name}", one * count * inputs
+            yield f"LoRA of {component.name}", one * count * (outputs // slices)
+        return
+    if not (component.quantizable or component.kind == "router") or len(component.shape) != 2:
         return
     tp = settings.tensor_parallel_size
     outputs, inputs = component.on_rank(tp)

@@ -41,8 +41,10 @@ _LORA_SINCE = "0.16"  # before, other classes had slots at their embeddings, and
 # Model classes whose slots are equal to vLLM's own (tests/test_lora.py), and whether their embeddings have some.
 LORA_CLASSES = {
     "LlamaForCausalLM": True, "GraniteForCausalLM": True, "Qwen3ForCausalLM": True, "MistralForCausalLM": False,
-    "Qwen2ForCausalLM": False, "GemmaForCausalLM": False, "Gemma2ForCausalLM": False,
+    "Qwen2ForCausalLM": False, "GemmaForCausalLM": False, "Gemma2ForCausalLM": False, "MixtralForCausalLM": True,
+    "Qwen3MoeForCausalLM": True, "OlmoeForCausalLM": False,
 }  # fmt: skip
+_LORA_EXPERTS_SINCE = "0.19"
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,7 @@ def settings(scenario: Scenario, architecture: Architecture | None = None) -> Se
         calibration=scenario.calibration,
     )
     if chosen.max_loras:
-        check_lora(architecture, chosen.vllm)
+        check_lora(architecture, chosen)
     return chosen
 
 
@@ -250,14 +252,18 @@ def _check_states(architecture: Architecture, proposed: int) -> None:
 
 
 
-def check_lora(architecture: Architecture, version: str) -> None:
+def check_lora(architecture: Architecture, chosen: Settings) -> None:
     """Raises UsageError where the slots of adapters are not known."""
-    if catalog.version_key(version) < catalog.version_key(_LORA_SINCE):
-        raise UsageError(f"engine.enable_lora: modelled from vLLM {_LORA_SINCE} on, not for {version}")
+    since, where = (_LORA_SINCE, "") if architecture.mixture is None else (_LORA_EXPERTS_SINCE, " beside experts")
+    if catalog.version_key(chosen.vllm) < catalog.version_key(since):
+        raise UsageError(f"engine.enable_lora: modelled{where} from vLLM {since} on, not for {chosen.vllm}")
     if architecture.name not in LORA_CLASSES:
         raise UsageError(
             f"engine.enable_lora: the slots of {architecture.name} are not modelled (known: {', '.join(LORA_CLASSES)})"
         )
+    if architecture.mixture is not None and (chosen.expert_parallel or chosen.weight_format.bits != 16):
+        why = "experts divided by number" if chosen.expert_parallel else f"experts in {chosen.weight_format.name}"
+        raise UsageError(f"engine.enable_lora: beside {why} it is not modelled (few kernels take adapters)")
 
 
 def device_gpu(scenario: Scenario) -> Gpu | None:
