@@ -44,6 +44,10 @@ class Compressed:
         """The layers with one of ``ratios``."""
         return tuple(i for i, ratio in enumerate(self.ratios) if ratio in ratios)
 
+    def has(self, ratio: int) -> bool:
+        """Whether a layer has ``ratio``."""
+        return ratio in self.ratios
+
 
 def compressed(read: Reader, layers: int) -> Compressed:
     """Raises UsageError for what vLLM has no kernel for."""

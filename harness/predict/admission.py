@@ -104,7 +104,7 @@ def grant(architecture: Architecture, settings: Settings, gpu: Gpu) -> Grant:
                 "and vLLM divides that rank's memory by the bytes of a block (ZeroDivisionError)"
             )
     fullest = min(budgets, key=lambda b: (b.available.bytes // b.block_bytes, -b.weights.bytes))
-    charged = kv_cache.charged_per_block(architecture, settings, fullest.stage)
+    charged = kv_cache.charged_per_block(architecture, settings, fullest.stage, fullest.block_bytes)
     needed = kv_cache.request_blocks(architecture, settings, settings.max_model_len) * charged
     # V0 has no null block, and grants whole blocks.
     check = fullest.blocks * fullest.block_bytes if settings.model_runner == "v0" else (
@@ -191,7 +191,7 @@ def _refusal(
     if check <= 0:
         return Refusal(no_memory(), _largest(b))
     if needed > check:
-        charged = kv_cache.charged_per_block(architecture, settings, b.stage)
+        charged = kv_cache.charged_per_block(architecture, settings, b.stage, b.block_bytes)
         longest = kv_cache.longest_that_fits(architecture, settings, check, charged)
         return Refusal(not_enough(settings.max_model_len, needed, check, longest), KV_CACHE)
     return None

@@ -50,7 +50,7 @@ def profiled(architecture: Architecture, rows: Compressed, settings: Settings, g
     kept = Estimate(largest if hopper else own, own, largest, "workspace of attention, indexer and experts")
     layer = _layer(architecture, rows, settings)
     streams = settings.max_num_batched_tokens * rows.streams * architecture.hidden * settings.dtype_bytes
-    low = layer - _LOGITS if rows.layers(INDEXED) else layer
+    low = layer - _LOGITS if rows.has(INDEXED) else layer
     return kept, Estimate(layer, low, layer + streams, "layers: residual streams, attention, indexer's logits")
 
 
@@ -64,7 +64,7 @@ def _gather(rows: Compressed, settings: Settings) -> int:
 
 def _keys(rows: Compressed, settings: Settings) -> int:
     factor = 5 if settings.max_model_len <= _LONG else 2
-    return _KEY * (settings.max_model_len * 8 * factor // INDEXED) if rows.layers(INDEXED) else 0
+    return _KEY * (settings.max_model_len * 8 * factor // INDEXED) if rows.has(INDEXED) else 0
 
 
 def _experts(architecture: Architecture, settings: Settings) -> int:
@@ -81,7 +81,7 @@ def _layer(architecture: Architecture, rows: Compressed, settings: Settings) -> 
     heads = architecture.heads // settings.tensor_parallel_size
     kernel = 64 if heads <= 64 else 128
     a_token = d * (2 * rows.streams * hidden + 2 * hidden + 2 * kernel * _HEAD + 2 * (rows.query_rank + _HEAD))
-    if not rows.layers(INDEXED):
+    if not rows.has(INDEXED):
         return tokens * a_token
     exchanged = 2 * tokens * rows.top_k * 4 if settings.tensor_parallel_size > 1 else 0
     return tokens * (a_token + _SCORES + rows.index_width) + _LOGITS + exchanged
@@ -93,7 +93,7 @@ def index_buffers(rows: Compressed, settings: Settings) -> int:
 
     Source: ``DeepseekV4SparseMLAMetadataBuilder``, vllm/models/deepseek_v4/sparse_mla.py, 0.32.
     """
-    if not rows.layers(DEEP):
+    if not rows.has(DEEP):
         return 0
     return 2 * settings.max_num_batched_tokens * _padded(-(-settings.max_model_len // DEEP)) * 4
 

@@ -51,11 +51,13 @@ def bytes_per_block(architecture: Architecture, settings: Settings, stage: int =
     return max(g.bytes_on(held) for g in found)
 
 
-def charged_per_block(architecture: Architecture, settings: Settings, stage: int = 0) -> int:
+def charged_per_block(
+    architecture: Architecture, settings: Settings, stage: int = 0, block_bytes: int | None = None
+) -> int:  # fmt: skip
     """Bytes that a request is charged for each of its blocks, where vLLM asks whether it fits: those of the block, but
-    for pages of several sizes before 0.29."""
+    for pages of several sizes before 0.29. ``block_bytes``: of a block, where that is known."""
     if packing(architecture, settings) == "groups":
-        return bytes_per_block(architecture, settings, stage)
+        return bytes_per_block(architecture, settings, stage) if block_bytes is None else block_bytes
     held, found = _held(architecture, settings, stage), groups(architecture, settings)
     # A group without a layer of the stage is not cut to it.
     pages = {g: g.pages_on(held) or g.pages for g in found}

@@ -62,7 +62,7 @@ def _repeats(pages: Pages) -> int:
 
 def _common(counts: list[int], least: int) -> int:
     """The number of repeats, ``least`` or more, whose multiples exceed ``counts`` by least; the larger of equals."""
-    return min(range(least, max(counts) + 1), key=lambda n: (sum(-count % n for count in counts), -n))
+    return min(range(max(counts), least - 1, -1), key=lambda n: sum([-count % n for count in counts]))
 
 
 def _cut(pages: Pages, groups: int) -> list[list[tuple[int, int]]]:
