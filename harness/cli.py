@@ -42,11 +42,11 @@ def cli() -> None:
 
     \b
     Examples:
-      bench run scenarios/70b_8k_int4.yaml                  as real as this machine can
-      bench run scenarios/70b_8k.yaml --analytic-only       arithmetic only, in a fraction of a second
-      bench run my.yaml --set engine.max_model_len=4096     one key changed
-      bench capacity scenarios/70b_8k_int4.yaml             how many users it holds, and how long a context
-      bench report results/70b_8k_int4/latest               the report again, from the folder alone
+      bench run scenarios/70b_8k_int4.yaml              as real as possible here
+      bench run scenarios/70b_8k.yaml --analytic-only   arithmetic, in a second
+      bench run my.yaml --set engine.max_model_len=4096 one key changed
+      bench capacity scenarios/70b_8k_int4.yaml         how many users it holds
+      bench report results/70b_8k_int4/latest           from the folder alone
 
     Exit codes: 0 met · 1 expectation not met · 2 bad scenario or usage · 3 this machine can't do the
     forced mode · 4 the engine failed in a way the scenario did not expect.

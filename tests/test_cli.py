@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 import pytest
+from click.testing import CliRunner
 from conftest import ROOT, SCENARIOS, Ran, bench
 
 from harness.cli import EXIT_PIPE, cli
@@ -336,3 +337,10 @@ def test_one_mode_at_a_time(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr == "bench: --analytic-only, --rehearse and --measure: one of them at most\n"
+
+
+@pytest.mark.parametrize("verb", ["", *sorted(cli.commands)])
+def test_help_fits_80_columns(verb: str) -> None:
+    told = CliRunner().invoke(cli, [*([verb] if verb else []), "--help"], terminal_width=80).output.splitlines()
+    assert told[0].startswith("Usage: ") and max(map(len, told)) <= 80
+    assert not [line for line in told[1:] if line.endswith("...")]  # no verb is told in half a sentence

@@ -25,7 +25,7 @@ _UNITS = {"experts": "sizes", "graphs": "layers x graphs", "layers": "layers"}
 HEAD = "# Written by bench calibrate"  # of a file that may be written over
 
 
-@click.command()
+@click.command(short_help="Fit the fitted constants on your own runs.")
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
 @click.option("--gpu", help="The GPU by its catalogue name (`bench gpus`), where a log does not name it.")
 @click.option("--model", help="The model by its catalogue name or its folder, where a log's name is not known.")

@@ -23,7 +23,7 @@ _WORDS = {"users": "users", "requests": "requests", "rate_per_s": "rates", "cont
 _PATIENCE_S = 2.0
 
 
-@click.command()
+@click.command(short_help="Find how many users, requests and tokens hold.")
 @click.argument("scenario", metavar="SCENARIO")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the scenario.")
 @calibration_option
@@ -45,7 +45,7 @@ def capacity(
     Examples:
       bench capacity scenarios/70b_8k_int4.yaml
       bench capacity scenarios/70b_8k_int4.yaml --set slo.ttft_p95_s=5
-      bench capacity scenarios/70b_8k_int4.yaml --set engine.kv_cache_dtype=fp8 --json | jq .answers[0].largest
+      bench capacity scenarios/70b_8k_int4.yaml --json | jq .answers[0].largest
       bench capacity scenarios/70b_8k_int4.yaml --rehearse
     """
     from harness.predict.capacity import capacity as found

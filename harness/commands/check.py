@@ -49,7 +49,7 @@ def valid(file: str, overrides: Sequence[str] = (), calibration: Path | None = N
     return scenario
 
 
-@click.command()
+@click.command(short_help="Validate scenario files.")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 def check(files: tuple[str, ...]) -> int:
     """Validate scenario files: every fault at its line, with the nearest right name.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _MARKS = {True: "ok", False: "NO", None: "–"}
 
 
-@click.command()
+@click.command(short_help="Tell what this machine can measure.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def doctor(as_json: bool) -> None:
     """Tell what this machine has for a run: driver, GPUs, vLLM, and what will and won't be measured.

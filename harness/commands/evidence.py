@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from harness.evidence import Compared
 
 
-@click.command()
+@click.command(short_help="Show how far off predictions of public runs are.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, sizes in bytes.")
 @click.option("--markdown", is_flag=True, help="The document that is kept as docs/accuracy.md.")
 def evidence(as_json: bool, markdown: bool) -> None:

@@ -14,7 +14,7 @@ from harness.errors import MachineError, UsageError
 HEADERS, QUANTIZATION = "headers.safetensors", "hf_quant_config.json"
 
 
-@click.command()
+@click.command(short_help="Take a hub's config and headers, not its weights.")
 @click.argument("name", metavar="ORG/NAME")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to make (NAME of the model unless given).")
 @click.option("--revision", help="A branch, tag or commit of the hub's repository.")

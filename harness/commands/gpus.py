@@ -11,7 +11,7 @@ from harness import catalog
 from harness.units import gib
 
 
-@click.command()
+@click.command(short_help="List the GPUs of the catalogue.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def gpus(as_json: bool) -> None:
     """List the GPUs of the catalogue: memory as the driver states it and as CUDA sees it, with sources.

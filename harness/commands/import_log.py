@@ -10,7 +10,7 @@ import click
 from harness.commands.check import calibration_option
 
 
-@click.command("import")
+@click.command("import", short_help="Compare a vLLM log with the prediction.")
 @click.argument("file", type=click.Path(path_type=Path), metavar="LOG")
 @click.option("--gpu", help="The GPU by its catalogue name (`bench gpus`), where the log does not name it.")
 @click.option("--model", help="The model by its catalogue name or its folder, where the log's name is not known.")
@@ -33,8 +33,8 @@ def import_log(
     \b
     Examples:
       bench import server.log --gpu h100-sxm-80gb
-      bench import server.log --gpu h100-sxm-80gb --model llama-3.1-8b --set weights.format=int8
-      bench import failed.log --gpu h100-sxm-80gb --set expect.starts=false --json | jq .measurement.terms
+      bench import server.log --gpu h100-sxm-80gb --set weights.format=int8
+      bench import failed.log --gpu h100-sxm-80gb --set expect.starts=false
     """
     from harness import imported
     from harness.commands.once import conclude

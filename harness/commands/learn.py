@@ -9,7 +9,7 @@ import textwrap
 import click
 
 
-@click.command()
+@click.command(short_help="Answer a question by a small experiment.")
 @click.argument("name", required=False)
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of what is drawn.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SMALL_SHARE = 0.0005  # parts below are shown as one row
 
 
-@click.command()
+@click.command(short_help="List models, or show where the bytes of one sit.")
 @click.argument("words", nargs=-1, metavar="[NAME | WORDS...]")
 @click.option("--config", type=click.Path(path_type=Path), help="A config.json or its folder, instead of NAME.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")

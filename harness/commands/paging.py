@@ -11,7 +11,7 @@ from harness.commands.check import calibration_option, valid
 from harness.errors import LoadfitError, UsageError
 
 
-@click.command()
+@click.command(short_help="Show what paging saves.")
 @click.argument("scenario", metavar="SCENARIO")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the scenario.")
 @calibration_option

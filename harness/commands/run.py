@@ -29,7 +29,7 @@ class _Within(click.FloatRange):
         return self.fail(f"{value} is no number.", param, ctx) if number != number else number
 
 
-@click.command()
+@click.command(short_help="Predict a scenario, run it, compare, and say why.")
 @click.argument("scenarios", nargs=-1, required=True, metavar="SCENARIO...")
 @click.option("--analytic-only", is_flag=True, help="Arithmetic and simulation; no engine.")
 @click.option("--rehearse", is_flag=True, help="Real vLLM on this CPU, stand-in model.")
@@ -74,9 +74,9 @@ def run(
     Examples:
       bench run scenarios/70b_8k_int4.yaml
       bench run scenarios/*.yaml --analytic-only --junit gate.xml
-      bench run scenarios/70b_8k_int4.yaml --set load.users=12 --set load.requests=24
+      bench run scenarios/70b_8k_int4.yaml --set load.users=12
       bench run scenarios/smollm2_cpu.yaml --set repeats=3
-      bench run scenarios/70b_8k.yaml --analytic-only --json | jq .prediction.rungs
+      bench run scenarios/70b_8k.yaml --analytic-only --json | jq .prediction
     """
     modes = {"analytic": analytic_only, "rehearsal": rehearse, "measured": measure}
     wanted = [mode for mode, asked in modes.items() if asked]
