@@ -18,6 +18,7 @@ import pytest
 from harness import catalog
 from harness.architecture import CHUNKED, FULL, INDEXER, MLA, SLIDING, STATE, KvLayer, State, from_config, text_config
 from harness.architecture.mixers import DECODED
+from harness.architecture.model import stage_layers
 from harness.catalog import engine_defaults
 from harness.errors import UsageError
 from harness.predict import kv_cache
@@ -235,7 +236,7 @@ def test_mixed_layers_are_grouped_as_in_vllm(vllm: Vllm, name: str, prefix_cachi
         for size in {block_size, aligned(architecture, block_size, tp, kv_bytes, 2, 4)}:
             own = replace(
                 chosen, block_size=size, kv_dtype_bytes=kv_bytes, state_dtype_bytes=4,
-                enable_prefix_caching=prefix_caching,
+                enable_prefix_caching=prefix_caching, stages=tuple(stage_layers(len(shuffled), pp)),
             )  # fmt: skip
             for available in (1, 300 * MIB, 3 * GIB, 200 * GIB):
                 expected = vllm.plan(
