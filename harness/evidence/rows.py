@@ -8,7 +8,6 @@ from importlib.resources import files
 
 from harness import catalog
 from harness.errors import UsageError
-from harness.predict.compressed_profile import READ_SINCE
 from harness.scenario import Scenario, parse_scenario
 
 Row = dict[str, str]
@@ -99,8 +98,6 @@ def cannot_grant(row: Row) -> str:
         return "the vLLM version is not stated"
     if not row["weights_format"]:
         return "how the weights are stored is not stated"
-    if "DeepSeek-V4" in row["catalogue_model"] and catalog.version_key(row["vllm"]) < catalog.version_key(READ_SINCE):
-        return f"the profile of DeepSeek V4 is read from vLLM {READ_SINCE} on"
     if not row["gpu"]:
         return "the GPU is not stated"
     if not knows_gpu(row):
