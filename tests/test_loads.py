@@ -179,7 +179,7 @@ def test_a_broken_csv_is_told_at_its_line(tmp_path: Path) -> None:
     ("shape", "says"),
     [
         ("shape: poisson", "load.rate: missing: a poisson load has one"),
-        ("shape: poisson, rate: 0", "load.rate: expected above 0, got 0"),
+        ("shape: poisson, rate: 0", "load.rate: expected at least 1e-06, got 0"),
         ("shape: poisson, rate: 1, users: 4", "load.users: a poisson load has none"),
         ("shape: gamma, rate: 1", "load.burstiness: missing: a gamma load has one"),
         ("shape: ramp, rate: 1", "load.end_rate: missing: a ramp load has one"),
