@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from harness import prompts, store
 from harness.analytic import begin
 from harness.devices import procfs
-from harness.engines import log, probes, vllm
+from harness.engines import log, vllm
 from harness.engines.attached import Attached
 from harness.errors import EngineError, RecordError
 from harness.gpu_watch import BASELINE_S, GpuWatch
@@ -31,7 +31,7 @@ from harness.sampler import (
     sample_metrics,
 )
 from harness.scenario import Scenario
-from harness.sessions import Session, without
+from harness.sessions import Session
 from harness.simulate.latency import Distribution
 
 if TYPE_CHECKING:
@@ -68,41 +68,6 @@ class Progress:
         self.on_change(self)
 
 
-def run(
-    prepare: Callable[[], Session], scenario: Scenario, prediction: Account, out: Path, say: Callable[[str], None],
-    **how: Any,
-) -> store.RunFolder:  # fmt: skip
-    """:func:`execute` what ``prepare`` makes ready; where the engine can't load one of our probes, again without it.
-
-    ``say`` is told so in a line. The start that failed stays a run folder of its own.
-    """
-    lost: dict[str, str] = {}
-    while True:
-        session = without(prepare(), lost)
-        try:
-            folder = execute(scenario, prediction, session, out, **how)
-        finally:
-            session.close()
-        found = _not_loaded(folder, session)
-        if not found.keys() - lost.keys():
-            return folder
-        lost |= found
-        folder.manifest.pop("series", None)  # its place is that of the run that follows
-        with contextlib.suppress(RecordError):
-            folder.save_manifest()
-            folder.finish()
-        for name, said in found.items():
-            say(f"the engine could not load our {name} ({said}; {folder.path}): once more without it")
-
-
-def _not_loaded(folder: store.RunFolder, session: Session) -> dict[str, str]:
-    """The probes, and what was said of them, that kept the engine from its start and that a run can do without."""
-    if folder.manifest["outcome"] != REFUSED or session.server is not None:
-        return {}
-    found = probes.at_fault(log.read_lines(folder.file(store.ENGINE_LOG)))
-    return {} if session.pace and probes.SCHEDULER in found else found  # nothing else keeps the pace
-
-
 def execute(
     scenario: Scenario,
     prediction: Account,
@@ -128,20 +93,10 @@ def execute(
     port = vllm.free_port(port)
     attached = session.server is not None
     gpus = GpuWatch(session.gpus, isolation, attached=attached) if session.gpus else None
-    try:
-        return _execute(
-            scenario, prediction, session, out, why, port, start_timeout_s, interval_s, gpus, progress, series
-        )
-    finally:
+    with contextlib.ExitStack() as until_the_end:
         if gpus:
-            gpus.end()
-
-
-def _execute(
-    scenario: Scenario, prediction: Account, session: Session, out: Path, why: str, port: int, start_timeout_s: float,
-    interval_s: float, gpus: GpuWatch | None, progress: Progress | None, series: store.Place | None,
-) -> store.RunFolder:  # fmt: skip
-    with Interrupts() as interrupts:
+            until_the_end.callback(gpus.end)
+        interrupts = until_the_end.enter_context(Interrupts())
         folder = begin(
             out, scenario, prediction, session.expected, session.mode, why, host=procfs.host(), series=series
         )

@@ -22,7 +22,7 @@ from harness.catalog import engine_defaults
 from harness.errors import UsageError
 from harness.predict import kv_cache, predict
 from harness.predict.activations import activation_peak
-from harness.predict.admission import no_memory, not_enough
+from harness.predict.admission import not_enough
 from harness.predict.compressed_profile import index_buffers, profiled
 from harness.predict.kv_packed import packed
 from harness.predict.quantization.stored import formats_of
@@ -30,7 +30,7 @@ from harness.predict.settings import settings
 from harness.predict.weights import tensors
 from harness.scenario import parse_scenario
 from harness.units import GIB, MIB
-from tests.vllm_oracle import Vllm, as_one_of, vllm_on_meta
+from tests.vllm_oracle import Vllm, as_one_of, ours, vllm_on_meta
 
 FLASH, PRO = "deepseek-ai/DeepSeek-V4-Flash", "deepseek-ai/DeepSeek-V4-Pro"
 BLOCK = 256
@@ -190,19 +190,6 @@ def test_the_mtp_layer_holds_what_vllms_own_class_makes(vllm: Vllm, model: str, 
 
 POOLS = (1, 3 * MIB, 2 * GIB, 9 * GIB + 12345, 60 * GIB)
 MTP = ", speculative_config: {method: mtp, num_speculative_tokens: 1}"
-
-
-def ours(architecture: Any, chosen: Any, available: int, stage: int = 0) -> Any:
-    """Blocks, tokens and concurrency by harness.predict, or the words of the refusal."""
-    block, charged = (f(architecture, chosen, stage) for f in (kv_cache.bytes_per_block, kv_cache.charged_per_block))
-    needed, check = kv_cache.request_blocks(architecture, chosen, chosen.max_model_len) * charged, available - block
-    if check <= 0:
-        return no_memory()
-    if needed > check:
-        longest = kv_cache.longest_that_fits(architecture, chosen, check, charged)
-        return not_enough(chosen.max_model_len, needed, check, longest)
-    pool = kv_cache.pool(architecture, chosen, available // block)
-    return pool.num_blocks, pool.tokens, pool.max_concurrency
 
 
 @pytest.mark.parametrize(("kv_dtype", "tp", "mtp"), [("auto", 1, False), ("fp8", 2, False), ("auto", 8, True)])

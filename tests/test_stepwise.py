@@ -17,8 +17,9 @@ from harness.predict import predict
 from harness.predict.limits import bounds
 from harness.scenario import Load, parse_scenario
 from harness.simulate import Limits, arrivals, simulate
+from harness.simulate.job import Job
 from harness.simulate.limits import Speculation
-from harness.simulate.stepwise import Job, Stepwise
+from harness.simulate.stepwise import Stepwise
 from harness.simulate.tables import CHUNKED, CROSS, FULL, SLIDING, STATE, Table
 from harness.traffic import Request
 

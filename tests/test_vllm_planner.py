@@ -22,12 +22,12 @@ from harness.architecture.model import stage_layers
 from harness.catalog import engine_defaults
 from harness.errors import UsageError
 from harness.predict import kv_cache
-from harness.predict.admission import no_memory, not_enough
 from harness.predict.kv_format import aligned
 from harness.predict.ranks import check_context_split
 from harness.predict.settings import settings
 from harness.scenario import parse_scenario
 from harness.units import GIB, MIB
+from tests import vllm_oracle
 from tests.hybrid_configs import CONFIGS, NOT_IN_TRANSFORMERS, NOT_IN_VLLM
 from tests.vllm_oracle import Vllm, as_one_of, as_specs, build, layer_specs, vllm_on_meta
 
@@ -63,22 +63,13 @@ engine:
 
 
 def ours(architecture: Any, chosen: Any, available: int, stage: int = 0) -> Any:
-    """The same answer from harness.predict: counts, or the words of the refusal."""
+    """The same answer from harness.predict: counts, or the words of a refusal."""
     try:
-        block = kv_cache.bytes_per_block(architecture, chosen, stage)
+        if chosen.num_gpu_blocks_override is not None:
+            available = chosen.num_gpu_blocks_override * kv_cache.bytes_per_block(architecture, chosen, stage)
+        return vllm_oracle.ours(architecture, chosen, available, stage)
     except UsageError as error:
         return str(error)
-    if chosen.num_gpu_blocks_override is not None:
-        available = chosen.num_gpu_blocks_override * block
-    needed = kv_cache.request_blocks(architecture, chosen, chosen.max_model_len) * block
-    check = available - block
-    if check <= 0:
-        return no_memory()
-    if needed > check:
-        longest = kv_cache.longest_that_fits(architecture, chosen, check, block)
-        return not_enough(chosen.max_model_len, needed, check, longest)
-    pool = kv_cache.pool(architecture, chosen, available // block)
-    return pool.num_blocks, pool.tokens, pool.max_concurrency
 
 
 @pytest.mark.parametrize("kv_dtype", ["auto", "fp8"])

@@ -20,6 +20,8 @@ from unittest.mock import MagicMock
 import pytest
 
 from harness.architecture import CHUNKED, FULL, INDEXER, MLA, SLIDING, Architecture, KvLayer
+from harness.predict import kv_cache
+from harness.predict.admission import no_room
 from harness.predict.settings import Settings
 
 Specs = dict[str, Any]
@@ -51,6 +53,18 @@ class OwnConfig(LlamaConfig):
             for block in self.blocks or []
         ]
 """
+
+
+def ours(architecture: Architecture, chosen: Settings, available: int, stage: int = 0) -> Any:
+    """Blocks, tokens and concurrency by harness.predict, or the words of the refusal."""
+    block = kv_cache.bytes_per_block(architecture, chosen, stage)
+    charged = kv_cache.charged_per_block(architecture, chosen, stage)
+    needed = kv_cache.request_blocks(architecture, chosen, chosen.max_model_len) * charged
+    refused = no_room(architecture, chosen, needed, available - block, charged)
+    if refused:
+        return refused
+    pool = kv_cache.pool(architecture, chosen, available // block)
+    return pool.num_blocks, pool.tokens, pool.max_concurrency
 
 
 class Vllm:

@@ -77,28 +77,30 @@ def _first(result: Capacity) -> list[Trial]:
 
 def _rehearsed(result: Capacity, trial: Trial, out: Path) -> Rehearsed:
     """``trial`` on real vLLM. Raises MachineError where this machine can't, or where it did not run to its end."""
-    from harness import modes, sessions, store
+    from harness import modes, store
+    from harness.attempts import attempt
+    from harness.commands.once import preparing, say
     from harness.commands.progress import watching
     from harness.predict import predict
     from harness.report.capacity import Rehearsed
     from harness.report.reading import understand
-    from harness.run import execute
 
     tried = result.scenario.model_copy(update={"load": trial.load})
     prediction = predict(tried)
-    session = sessions.prepare(modes.Mode.REHEARSAL, tried, prediction)
-    try:
-        with watching() as progress:
-            folder = execute(tried, prediction, session, out, why="bench capacity --rehearse", progress=progress)
-    finally:
-        session.close()
+    prepare = preparing(modes.Mode.REHEARSAL, tried, prediction, None)
+    with watching() as progress:
+        folder = attempt(
+            prepare, tried, prediction, out, lambda text: say(tried, text), why="bench capacity --rehearse",
+            progress=progress,
+        )  # fmt: skip
     folder.finish()
     reading = understand(store.read(folder.path))
-    if reading.measured is None or reading.record.outcome != "completed":
+    expected = reading.record.rehearsal
+    if reading.measured is None or expected is None or reading.record.outcome != "completed":
         raise MachineError(f"{folder.path}: {reading.record.outcome}: {reading.record.manifest.get('reason', '')}")
     holds = reading.measured.rung("HOLDS")
     return Rehearsed(
-        trial.value, holds.holds if holds else None, session.expected.load, reading.measured.load, str(folder.path)
+        trial.value, holds.holds if holds else None, expected.load, reading.measured.load, str(folder.path)
     )
 
 

@@ -40,12 +40,12 @@ def once(
     server: Attached | None = None, *, quiet: bool,
 ) -> tuple[int, Reading | None]:  # fmt: skip
     """One run: its exit code, and what is read of it; None where it could not be written down to its end."""
-    from harness import run as running
+    from harness.attempts import attempt
     from harness.commands.progress import watching
 
     prepare = preparing(mode, scenario, prediction, server)
     with watching() as progress:
-        folder = running.run(
+        folder = attempt(
             prepare, scenario, prediction, out, lambda text: say(scenario, text), progress=progress, **how
         )
     if folder.manifest["outcome"] == "not_recorded":

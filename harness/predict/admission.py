@@ -110,7 +110,7 @@ def grant(architecture: Architecture, settings: Settings, gpu: Gpu) -> Grant:
     check = fullest.blocks * fullest.block_bytes if settings.model_runner == "v0" else (
         fullest.available.bytes - fullest.block_bytes
     )
-    refusal = _refusal(architecture, settings, fullest, needed, check)
+    refusal = _refusal(architecture, settings, fullest, needed, check, charged)
     pool = kv_cache.pool(architecture, settings, fullest.blocks if refusal is None else None, fullest.stage)
     return Grant(fullest, pool, refusal, needed, check, _log(settings, fullest, pool, refusal))
 
@@ -179,7 +179,7 @@ def _distinct_stages(architecture: Architecture, settings: Settings) -> list[int
 
 
 def _refusal(
-    architecture: Architecture, settings: Settings, b: Budget, needed: int, check: int
+    architecture: Architecture, settings: Settings, b: Budget, needed: int, check: int, charged: int
 ) -> Refusal | None:
     free = b.free
     if free < b.requested.bytes and settings.defaults.checks_free_memory:
@@ -188,13 +188,8 @@ def _refusal(
         return Refusal(load_oom(architecture, settings, b), Term.WEIGHTS, reconstructed=True)
     if b.weights.bytes + b.non_torch.bytes + b.activation.bytes > free:
         return Refusal(profile_oom(architecture, settings, b), _largest(b), reconstructed=True)
-    if check <= 0:
-        return Refusal(no_memory(), _largest(b))
-    if needed > check:
-        charged = kv_cache.charged_per_block(architecture, settings, b.stage, b.block_bytes)
-        longest = kv_cache.longest_that_fits(architecture, settings, check, charged)
-        return Refusal(not_enough(settings.max_model_len, needed, check, longest), KV_CACHE)
-    return None
+    words = no_room(architecture, settings, needed, check, charged)
+    return Refusal(words, _largest(b) if check <= 0 else KV_CACHE) if words else None
 
 
 def _largest(b: Budget) -> str:
@@ -219,6 +214,19 @@ def _not_free(settings: Settings, b: Budget, free: int) -> str:
         f"{format_gib(b.requested.bytes)} GiB). Decrease GPU memory utilization or reduce GPU memory used "
         "by other processes."
     )
+
+
+def no_room(architecture: Architecture, settings: Settings, needed: int, check: int, charged: int) -> str | None:
+    """vLLM's refusal where ``check`` bytes do not hold one request, which needs ``needed``; None where they do.
+
+    ``charged``: bytes that a request is charged for a block.
+    """
+    if check <= 0:
+        return no_memory()
+    if needed <= check:
+        return None
+    longest = kv_cache.longest_that_fits(architecture, settings, check, charged)
+    return not_enough(settings.max_model_len, needed, check, longest)
 
 
 def no_memory() -> str:

@@ -15,7 +15,7 @@ from harness.architecture import Architecture, from_config
 from harness.errors import UsageError
 from harness.ledger import Account, Entry, Ledger, LoadFigures, Phase, Rung, RungName, Term
 from harness.predict import activations, fit, kv_cache
-from harness.predict.admission import KV_CACHE, Budget, Grant, Refusal, no_memory, not_enough
+from harness.predict.admission import KV_CACHE, Budget, Grant, Refusal, no_room
 from harness.predict.estimate import Estimate
 from harness.predict.settings import Settings, settings
 from harness.predict.weights import tensors, weights_source
@@ -62,14 +62,10 @@ def _grant(architecture: Architecture, chosen: Settings, scenario: Scenario) -> 
     )  # fmt: skip
     needed = kv_cache.request_blocks(architecture, chosen, chosen.max_model_len) * block
     check = available.bytes - block
-    refusal = None
-    if check <= 0:
-        refusal = Refusal(no_memory(), KV_CACHE)
-    elif needed > check:
-        longest = kv_cache.longest_that_fits(architecture, chosen, check, block)
-        refusal = Refusal(not_enough(chosen.max_model_len, needed, check, longest), KV_CACHE)
-    if refusal:
-        return Grant(budget, kv_cache.pool(architecture, chosen, None), refusal, needed, check, (refusal.text,))
+    words = no_room(architecture, chosen, needed, check, block)
+    if words:
+        refusal = Refusal(words, KV_CACHE)
+        return Grant(budget, kv_cache.pool(architecture, chosen, None), refusal, needed, check, (words,))
     pool = kv_cache.pool(architecture, chosen, budget.blocks)
     said = (
         f"CPU KV cache size: {pool.tokens:,} tokens, Maximum concurrency for {chosen.max_model_len:,} tokens per "

@@ -2,79 +2,27 @@
 
 Prompts that share arbitrary prefixes, priorities, block tables of several kinds, speculative decoding, adapters, and
 the threshold for long prefills beside asynchronous scheduling. Source: ``Scheduler`` and ``AsyncScheduler`` of
-vllm/v1/core/sched and ``KVCacheManager.allocate_slots`` of vllm/v1/core/kv_cache_manager.py, vLLM 0.32.
+vllm/v1/core/sched, vLLM 0.32.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from itertools import count
-from typing import NamedTuple
 
 from harness.scenario import Load
 from harness.simulate.arrivals import ByRank, Waiting
 from harness.simulate.blocks import Blocks
 from harness.simulate.driver import Driver
 from harness.simulate.encoders import Encoders
-from harness.simulate.latency import Come
+from harness.simulate.job import Job, Part, UnderWay
+from harness.simulate.kv_cache_manager import KvCacheManager
 from harness.simulate.limits import Limits
-from harness.simulate.prefixes import Names, Pieces
+from harness.simulate.prefixes import Pieces
 from harness.simulate.steady import Steady
 from harness.simulate.step_time import TIMELESS, StepTime
-from harness.simulate.tables import CHUNKED, SLIDING, Row, Tables
+from harness.simulate.tables import CHUNKED, SLIDING
 from harness.traffic import Request
-
-
-class Job(Come):
-    """A request under way, in tokens: ``tokens`` there are; ``computed`` have KV, or will have it when the steps under
-    way have ended; ``placeholders`` are to come from those steps, ``in_flight`` are computed by them; of those,
-    ``stale`` were so when it was preempted. ``drafts`` are guesses for the next step, ``guesses`` counts their steps.
-
-    ``rank``: who goes first under the policy ``priority``. ``seat``: counts admissions. ``since``: where it is steady,
-    the clock's reading when it became so.
-    """
-
-    __slots__ = (
-        "adapter", "computed", "decodes", "drafts", "end", "ended", "guesses", "in_flight", "junction", "named",
-        "names", "placeholders", "prefills", "prompt", "ran", "rank", "rows", "runs", "seat", "since", "stale",
-        "tokens",
-    )  # fmt: skip
-
-    def __init__(
-        self, request: Request, came_ps: int, later: deque[Request], number: int, names: Names, tables: int
-    ) -> None:
-        super().__init__(request, came_ps, later)
-        self.rank, self.adapter = (request.priority, number), request.adapter
-        self.names = names
-        self.prompt = self.tokens = request.prompt_tokens
-        self.end = request.prompt_tokens + request.output_tokens
-        self.computed = self.placeholders = self.drafts = self.in_flight = self.stale = self.guesses = 0
-        self.junction = self.seat = 0
-        self.since: int | None = None
-        self.rows: list[Row] = [[] for _ in range(tables)]
-        self.named = [0] * tables  # blocks from the start that have their names, or never will
-        self.ran = self.runs = self.ended = False
-        self.prefills, self.decodes = True, False  # computes what is known already; had a token in its last step
-
-
-class Part(NamedTuple):
-    """What one request has in a step: ``drafts`` of its ``tokens`` are guesses; ``samples``: it gets new tokens."""
-
-    job: Job
-    tokens: int
-    drafts: int
-    padded: bool
-    samples: bool
-
-
-@dataclass
-class UnderWay:
-    """A step: what is in it, beside a token for each of so many that are ``steady``, and when it ends."""
-
-    parts: list[Part]
-    steady: int
-    ended_ps: int
 
 
 class Stepwise(Driver[Job]):
@@ -95,8 +43,7 @@ class Stepwise(Driver[Job]):
         super().__init__(limits, waiting, num_blocks, step_time)
         self.pool = Blocks(num_blocks)
         self.spec = limits.speculation
-        self.tables = Tables(tables, drop_last=self.spec.drops_block)
-        self.most = [t.most(limits.in_flight_tokens, limits.max_model_len) for t in tables]
+        self.kv = KvCacheManager(limits, self.pool)
         self.encoders = Encoders(limits.encoder_tokens, limits.max_num_batched_tokens)
         self.running: list[Job] = []  # in the order of admission
         self.active: list[Job] = []  # those of them that are looked at in this step; the others are
@@ -162,7 +109,7 @@ class Stepwise(Driver[Job]):
             )  # fmt: skip
             if new <= 0:
                 continue
-            while not self._grow(job, new):
+            while not self.kv.grow(job, new):
                 victim = max(running, key=lambda j: j.rank) if self._by_priority else running[-1]
                 at = running.index(victim) if self._by_priority else len(running) - 1
                 del running[at]
@@ -190,7 +137,7 @@ class Stepwise(Driver[Job]):
                 waiting.pop()
                 passed_over.append(job)
                 continue
-            rows, found = self._found(job)
+            rows, found = self.kv.found(job)
             budget = min(self._budget, self._inputs - spec.rows)
             new, padded = job.tokens - found, False
             if spec.tokens and new == 1 and not prefilling and (others or found):
@@ -205,7 +152,7 @@ class Stepwise(Driver[Job]):
             new = min(new, budget)
             if not self.encoders.fits():
                 break
-            if not self._admit(job, rows, found, new):
+            if not self.kv.admit(job, rows, found, new, leave=self.watermark_blocks if self.running else 0):
                 self.encoders.give_back()
                 self.waited_for_kv = True
                 self._turned_away = self.pool.changes, len(waiting)
@@ -235,12 +182,16 @@ class Stepwise(Driver[Job]):
             new = self._parts.pop(job)[0]
             self._budget += new
             self._inputs += new + self.spec.rows
-        self._free(job)
+        self._leave(job)
         self.encoders.give_back()
         job.computed = job.placeholders = job.drafts = 0
         job.stale = job.in_flight
         self.preemptions += 1
         self.waiting.push_front(job)
+
+    def _leave(self, job: Job) -> None:
+        self.kv.release(job)
+        job.runs = job.decodes = False
 
     def _begin(self, job: Job, new: int, drafts: int, padded: bool) -> Part:
         """The step is on its way."""
@@ -252,93 +203,6 @@ class Stepwise(Driver[Job]):
             job.placeholders += 1 + drafts
             job.drafts = self.spec.tokens
         return Part(job, new, drafts, padded, not job.prefills)
-
-    # -- blocks -------------------------------------------------------------------------------------
-
-    def _found(self, job: Job) -> tuple[list[Row], int]:
-        """The blocks of each table that are there of ``job``, and how many tokens they hold."""
-        if not self.limits.enable_prefix_caching:
-            return [[] for _ in job.rows], 0
-        of, find = job.names.of, self.pool.find
-        rows, found, job.junction = self.tables.prefix(lambda t, n: find((of(n), n, t)), job.tokens - 1)
-        return rows, found
-
-    def _admit(self, job: Job, found_rows: list[Row], found: int, new: int) -> bool:
-        """Give ``job`` what was found and the blocks for ``new`` tokens more, or nothing."""
-        limits, free = self.limits, self.pool.free
-        if self.running:
-            free -= self.watermark_blocks
-        slots = min(found + new + self.spec.lookahead, limits.max_model_len)
-        wanted = self._wanted(found_rows, found, slots, capped=False)
-        if limits.scheduler_reserve_full_isl:
-            wanted = max(wanted, self._wanted(found_rows, found, min(job.tokens, limits.max_model_len), capped=True))
-        if wanted > free:
-            return False
-        for t, (table, row) in enumerate(zip(self.tables.all, found_rows, strict=True)):
-            if not found:
-                break
-            left = table.left_behind(found)
-            self.pool.hold(row[left:])
-            job.rows[t] = [*(None for _ in range(left)), *row[left:]]
-            job.named[t] = len(job.rows[t])
-        self._take(job, slots)
-        self._name(job, min(found + new, job.tokens))
-        return True
-
-    def _wanted(self, found_rows: list[Row], found: int, tokens: int, *, capped: bool) -> int:
-        """Free blocks that an admission takes: new ones, and those found that nobody holds."""
-        wanted = 0
-        for table, most, row in zip(self.tables.all, self.most, found_rows, strict=True):
-            blocks, left = table.blocks(tokens), table.left_behind(found)
-            if capped and most is not None:
-                blocks = min(blocks, most)
-            wanted += max(blocks - max(left, len(row)), 0)
-            wanted += sum(block is not None and not block.holders for block in row[left:])
-        return wanted
-
-    def _grow(self, job: Job, new: int) -> bool:
-        """Blocks for ``new`` tokens more of a running request, or nothing; what it needs no longer is freed."""
-        slots = min(job.computed + new + self.spec.lookahead, self.limits.max_model_len)
-        wanted, settled = 0, job.computed - job.in_flight
-        for table, row in zip(self.tables.all, job.rows, strict=True):
-            left, gone = min(table.left_behind(settled), len(row)), []
-            for k in reversed(range(left)):
-                if row[k] is None:
-                    break
-                gone.append(row[k])
-                row[k] = None
-            self.pool.release(gone)
-            wanted += max(table.blocks(slots) - len(row), 0)
-        if wanted > self.pool.free:
-            return False
-        self._take(job, slots)
-        self._name(job, min(job.computed + new, job.tokens))
-        return True
-
-    def _take(self, job: Job, slots: int) -> None:
-        for table, row in zip(self.tables.all, job.rows, strict=True):
-            row += self.pool.take(max(table.blocks(slots) - len(row), 0))
-
-    def _name(self, job: Job, tokens: int) -> None:
-        """The first ``tokens`` tokens have KV: their whole blocks can be found."""
-        if not self.limits.enable_prefix_caching:
-            return
-        if len(job.rows) > 1:
-            tokens -= tokens % self.tables.align
-        ends = (job.prompt - 1, job.junction) if job.junction else (job.prompt - 1,)
-        for t, (table, row) in enumerate(zip(self.tables.all, job.rows, strict=True)):
-            for k in range(job.named[t], tokens // table.block_size):
-                block, end = row[k], (k + 1) * table.block_size
-                if block is not None and self.tables.kept(table, k, ends):
-                    self.pool.name(block, (job.names.of(end), end, t))
-                job.named[t] = k + 1
-
-    def _free(self, job: Job) -> None:
-        for row in job.rows:
-            self.pool.release(reversed(row))
-            row.clear()
-        job.named = [0] * len(job.rows)
-        job.runs = job.decodes = False
 
     # -- those that are steady ----------------------------------------------------------------------
 
@@ -355,7 +219,7 @@ class Stepwise(Driver[Job]):
                 new = left
             left -= new
             slots = min(job.computed + new, self.limits.max_model_len)
-            for table, row in zip(self.tables.all, job.rows, strict=True):
+            for table, row in zip(self.kv.tables.all, job.rows, strict=True):
                 blocks += max(table.blocks(slots) - len(row), 0)
         return left >= 0 and blocks <= self.pool.free
 
@@ -400,10 +264,10 @@ class Stepwise(Driver[Job]):
         """Steps in which ``job`` takes, fills and leaves behind no block, and does not end."""
         ahead = int(self.limits.async_scheduling)
         last = job.computed + job.end - job.tokens - 1 - ahead
-        for t, (table, row) in enumerate(zip(self.tables.all, job.rows, strict=True)):
+        for t, (table, row) in enumerate(zip(self.kv.tables.all, job.rows, strict=True)):
             last = min(last, table.room(len(row)))
             if self.limits.enable_prefix_caching and table.kind != SLIDING:
-                align = self.tables.align if len(job.rows) > 1 else table.block_size
+                align = self.kv.tables.align if len(job.rows) > 1 else table.block_size
                 # It is found from the step on in which it is filled; asynchronously one later, when the next is taken.
                 last = min(last, (job.named[t] * table.block_size // align + 1) * align - 1 + ahead)
             if table.kind in (SLIDING, CHUNKED):
@@ -481,14 +345,14 @@ class Stepwise(Driver[Job]):
         if self.limits.async_scheduling and not stale:
             job.placeholders -= kept
         if self.limits.async_scheduling and job.runs:
-            self._name(job, job.computed - job.placeholders)
+            self.kv.name(job, job.computed - job.placeholders)
         if job.tokens < job.end:
             return False
         job.ended = True
         self.encoders.give_back()
         self.journal.ended(job, ended_ps)
         if job.runs:
-            self._free(job)
+            self._leave(job)
         else:  # preempted while its last token was on its way
             self.waiting.remove(job)
         self.waiting.ended(job, self.began_ps if self.limits.async_scheduling else self.now_ps)
